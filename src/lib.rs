@@ -1,0 +1,5 @@
+//! Crossfade.
+pub mod broker;
+pub mod dedup;
+pub mod lifecycle;
+pub mod protocol;

@@ -1,0 +1,182 @@
+//! The catalogue of what a client can be told went wrong: a code for a request, a code for a close.
+//! Part of the protocol; the table in protocol/PROTOCOL.md is checked against it by a test.
+
+use serde::Serialize;
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The body or frame is not the JSON it has to be, or a field is missing.
+    Malformed,
+    /// The frame's `type` is none of ours.
+    UnknownType,
+    /// No valid channel name.
+    ChannelInvalid,
+    /// No valid `since` or `Last-Event-ID`.
+    PositionInvalid,
+    /// No valid message id.
+    IdInvalid,
+    /// No valid or an already taken event name.
+    NameInvalid,
+    /// No valid session id, or none of this node's.
+    SessionUnknown,
+    /// Subscribed to that channel already.
+    AlreadySubscribed,
+    /// Not subscribed to that channel.
+    NotSubscribed,
+    /// One subscription, channel or event more than the configured limit.
+    LimitExceeded,
+    /// A body, frame or payload over the configured size.
+    TooLarge,
+    /// No such address.
+    NotFound,
+    /// The address is right, the method is not.
+    MethodNotAllowed,
+    /// The broker cannot take or answer it now; not known to be stored, so repeat it with the same id.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// Each of them, for the reference table and its test.
+    pub const ALL: [Self; 14] = [
+        Self::Malformed,
+        Self::UnknownType,
+        Self::ChannelInvalid,
+        Self::PositionInvalid,
+        Self::IdInvalid,
+        Self::NameInvalid,
+        Self::SessionUnknown,
+        Self::AlreadySubscribed,
+        Self::NotSubscribed,
+        Self::LimitExceeded,
+        Self::TooLarge,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Unavailable,
+    ];
+
+    /// As it stands on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::UnknownType => "unknown_type",
+            Self::ChannelInvalid => "channel_invalid",
+            Self::PositionInvalid => "position_invalid",
+            Self::IdInvalid => "id_invalid",
+            Self::NameInvalid => "name_invalid",
+            Self::SessionUnknown => "session_unknown",
+            Self::AlreadySubscribed => "already_subscribed",
+            Self::NotSubscribed => "not_subscribed",
+            Self::LimitExceeded => "limit_exceeded",
+            Self::TooLarge => "too_large",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// The HTTP status that goes with it.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::Malformed
+            | Self::UnknownType
+            | Self::ChannelInvalid
+            | Self::PositionInvalid
+            | Self::IdInvalid
+            | Self::NameInvalid => 400,
+            Self::SessionUnknown | Self::NotSubscribed | Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::AlreadySubscribed => 409,
+            Self::TooLarge => 413,
+            Self::LimitExceeded => 429,
+            Self::Unavailable => 503,
+        }
+    }
+}
+
+/// Why the gateway ends a connection: the close code of a WebSocket, the `code` of a goodbye.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseCode {
+    /// The client closed first.
+    Normal,
+    /// The bytes break RFC 6455.
+    ProtocolError,
+    /// A text frame that is not UTF-8.
+    InvalidText,
+    /// A frame over the configured size.
+    TooBig,
+    /// A frame that is not a JSON object of the protocol, or no text at all.
+    BadFrame,
+    /// No first frame within the connect timeout.
+    Unauthorised,
+    /// The node stops; another one takes over.
+    Draining,
+    /// The socket took nothing for longer than the configured time.
+    TooSlow,
+    /// More frames than the configured rate.
+    RateLimited,
+    /// Nothing was heard for two heartbeats.
+    Silent,
+}
+
+impl CloseCode {
+    /// Each of them, for the reference table and its test.
+    pub const ALL: [Self; 10] = [
+        Self::Normal,
+        Self::ProtocolError,
+        Self::InvalidText,
+        Self::TooBig,
+        Self::BadFrame,
+        Self::Unauthorised,
+        Self::Draining,
+        Self::TooSlow,
+        Self::RateLimited,
+        Self::Silent,
+    ];
+
+    /// The number on the wire.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Normal => 1000,
+            Self::ProtocolError => 1002,
+            Self::InvalidText => 1007,
+            Self::TooBig => 1009,
+            Self::BadFrame => 4000,
+            Self::Unauthorised => 4001,
+            Self::Draining => 4003,
+            Self::TooSlow => 4004,
+            Self::RateLimited => 4005,
+            Self::Silent => 4008,
+        }
+    }
+
+    /// The word that goes with it, in logs, metrics and close frames.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::ProtocolError => "protocol error",
+            Self::InvalidText => "text is not utf-8",
+            Self::TooBig => "frame too large",
+            Self::BadFrame => "bad frame",
+            Self::Unauthorised => "unauthorised",
+            Self::Draining => "draining",
+            Self::TooSlow => "too slow",
+            Self::RateLimited => "rate limited",
+            Self::Silent => "silent",
+        }
+    }
+
+    /// Whether the client should come back by itself.
+    pub const fn reconnect(self) -> bool {
+        match self {
+            Self::Draining | Self::TooSlow | Self::RateLimited | Self::Silent => true,
+            Self::Normal
+            | Self::ProtocolError
+            | Self::InvalidText
+            | Self::TooBig
+            | Self::BadFrame
+            | Self::Unauthorised => false,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Names that are not channels: of a message, of an event's kind, of a session.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use uuid::Uuid;
+
+/// Longest message id and longest event name, in bytes.
+pub const NAME_LEN_MAX: usize = 128;
+
+/// What makes an event the same event when it is published again: 1 to 128 bytes of visible ASCII.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct MessageId(Arc<str>);
+
+impl MessageId {
+    /// A new one, for an event whose publisher gave none: a UUID that sorts by time.
+    pub fn generate() -> Self {
+        let mut text = Uuid::encode_buffer();
+        Self(Arc::from(&*Uuid::now_v7().hyphenated().encode_lower(&mut text)))
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for MessageId {
+    type Err = NameError;
+
+    fn from_str(raw: &str) -> Result<Self, NameError> {
+        check(raw, "message id", |c| c.is_ascii_graphic()).map(Self)
+    }
+}
+
+/// What kind of event it is (`created`); the `event:` line of an SSE stream.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct EventName(Arc<str>);
+
+impl EventName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for EventName {
+    type Err = NameError;
+
+    /// Refuses what an SSE stream uses for itself: `open`, `error` and `crossfade.…`.
+    fn from_str(raw: &str) -> Result<Self, NameError> {
+        if raw == "open" || raw == "error" || raw.starts_with("crossfade.") {
+            return Err(NameError::Reserved { name: raw.to_owned() });
+        }
+        check(raw, "event name", |c| !c.is_control()).map(Self)
+    }
+}
+
+/// One logical client; it stays the same over reconnects, nodes and transports.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionId(Uuid);
+
+impl SessionId {
+    /// A new one; nobody can guess it.
+    pub fn generate() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = NameError;
+
+    fn from_str(raw: &str) -> Result<Self, NameError> {
+        raw.parse().map(Self).map_err(|_| NameError::NoSession)
+    }
+}
+
+/// Why a text is no id or name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Empty or longer than [`NAME_LEN_MAX`].
+    #[error("the {what} has {len} bytes, it may have 1 to {NAME_LEN_MAX}")]
+    Length {
+        /// Which of them.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A character that may not be in it.
+    #[error("the {what} may not contain {found:?}")]
+    Forbidden {
+        /// Which of them.
+        what: &'static str,
+        /// The first such character.
+        found: char,
+    },
+    /// A name that an SSE stream uses for itself.
+    #[error("the event name {name:?} is reserved: choose another than open, error and crossfade.…")]
+    Reserved {
+        /// That name.
+        name: String,
+    },
+    /// Not a UUID.
+    #[error("the session id is not one that the gateway gave: it has to be a UUID")]
+    NoSession,
+}
+
+fn check(
+    raw: &str,
+    what: &'static str,
+    allowed: impl Fn(char) -> bool,
+) -> Result<Arc<str>, NameError> {
+    if raw.is_empty() || NAME_LEN_MAX < raw.len() {
+        return Err(NameError::Length { what, len: raw.len() });
+    }
+    match raw.chars().find(|c| !allowed(*c)) {
+        Some(found) => Err(NameError::Forbidden { what, found }),
+        None => Ok(raw.into()),
+    }
+}
+
+macro_rules! reads_like_text {
+    ($($name:ty),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    )*};
+}
+reads_like_text!(MessageId, EventName, SessionId);
+
+macro_rules! parsed_when_read {
+    ($($name:ty),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    )*};
+}
+parsed_when_read!(MessageId, EventName);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_may_not_take_a_name_of_the_stream_itself() {
+        for name in ["open", "error", "crossfade.reset"] {
+            assert!(matches!(name.parse::<EventName>(), Err(NameError::Reserved { .. })), "{name}");
+        }
+        assert!("opened".parse::<EventName>().is_ok());
+    }
+
+    #[test]
+    fn a_line_break_cannot_hide_in_a_name() {
+        assert!("a\nb".parse::<EventName>().is_err());
+        assert!("a b".parse::<MessageId>().is_err());
+        assert!("x".repeat(129).parse::<MessageId>().is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! What the tests lean on: private servers, clients, and waiting without sleeping.
+
+pub(crate) mod eventually;
