@@ -1,5 +1,20 @@
-//! Crossfade.
+//! A real-time event gateway: a channel is a log, a connection is a set of cursors.
+//!
+//! Read from the bottom: [`protocol`] has the words, [`broker`] keeps the logs, [`node`] holds the
+//! newest of them ready for whoever reads here, [`session`] decides what a client gets next,
+//! [`connection`] puts it on a socket, [`http`] is the edge, [`gateway`] wires all of it.
+//! ARCHITECTURE.md has the table of who may import whom; a test keeps it.
+
 pub mod broker;
+pub mod cli;
+pub mod config;
+pub mod connection;
 pub mod dedup;
+pub mod gateway;
+pub mod http;
 pub mod lifecycle;
+pub mod metrics;
+pub mod node;
 pub mod protocol;
+pub mod session;
+pub mod telemetry;

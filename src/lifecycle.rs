@@ -33,11 +33,11 @@ impl Lifecycle {
     /// had not ended by then.
     pub async fn drain(&self, within: Duration) -> usize {
         let deadline = Instant::now() + within;
-        let mut abandoned = 0;
-        for stage in [&self.listening, &self.connections, &self.background] {
-            abandoned += stage.finish(deadline).await;
-        }
-        abandoned
+        // An HTTP/2 connection ends with its last stream, which is one of the connections.
+        self.listening.stop.cancel();
+        let mut abandoned = self.connections.finish(deadline).await;
+        abandoned += self.listening.finish(deadline).await;
+        abandoned + self.background.finish(deadline).await
     }
 }
 

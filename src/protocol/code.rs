@@ -33,13 +33,15 @@ pub enum ErrorCode {
     NotFound,
     /// The address is right, the method is not.
     MethodNotAllowed,
+    /// The broker cannot keep this event, now or later.
+    Refused,
     /// The broker cannot take or answer it now; not known to be stored, so repeat it with the same id.
     Unavailable,
 }
 
 impl ErrorCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::UnknownType,
         Self::ChannelInvalid,
@@ -53,6 +55,7 @@ impl ErrorCode {
         Self::TooLarge,
         Self::NotFound,
         Self::MethodNotAllowed,
+        Self::Refused,
         Self::Unavailable,
     ];
 
@@ -72,6 +75,7 @@ impl ErrorCode {
             Self::TooLarge => "too_large",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::Refused => "refused",
             Self::Unavailable => "unavailable",
         }
     }
@@ -89,6 +93,7 @@ impl ErrorCode {
             Self::MethodNotAllowed => 405,
             Self::AlreadySubscribed => 409,
             Self::TooLarge => 413,
+            Self::Refused => 422,
             Self::LimitExceeded => 429,
             Self::Unavailable => 503,
         }

@@ -1,0 +1,73 @@
+use super::*;
+
+fn refused(text: &str, vars: &Vars) -> String {
+    Config::parse(text, vars).unwrap_err().to_string()
+}
+
+#[test]
+fn the_shipped_file_states_the_defaults() {
+    let shipped = Config::parse(include_str!("../../config.toml"), &Vars::none());
+    assert_eq!(shipped, Ok(Config::default()));
+}
+
+#[test]
+fn the_shipped_file_names_every_key() {
+    let shipped = include_str!("../../config.toml");
+    let defaults = Table::try_from(Config::default()).unwrap();
+    let mut missing = Vec::new();
+    let mut open = vec![(String::new(), &defaults)];
+    while let Some((section, table)) = open.pop() {
+        for (key, value) in table {
+            match value {
+                Value::Table(inner) => open.push((format!("{section}{key}."), inner)),
+                _ if shipped.contains(&format!("\n{key} = ")) => {}
+                _ => missing.push(format!("{section}{key}")),
+            }
+        }
+    }
+    assert_eq!(missing, Vec::<String>::new());
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let vars = Vars::new([
+        ("CROSSFADE_SERVER__LISTEN", "0.0.0.0:9000"),
+        ("CROSSFADE_LIMITS__SUBSCRIPTIONS", "7"),
+        ("CROSSFADE_NODE__NAME", "12"),
+        ("CROSSFADE_CHANNELS__ORDERS__HISTORY_AGE", "5m"),
+        ("PATH", "/bin"),
+    ]);
+    let config = Config::parse("[server]\nlisten = \"127.0.0.1:1\"\n", &vars).unwrap();
+    assert_eq!(config.server.listen.port(), 9000);
+    assert_eq!(config.limits.subscriptions, 7);
+    assert_eq!(config.node.name, "12");
+    let orders = config.retentions().of(&"orders:1".parse().unwrap());
+    assert_eq!((orders.age, orders.events), (Duration::from_secs(300), HISTORY_EVENTS));
+}
+
+#[test]
+fn a_namespace_takes_over_what_it_does_not_say() {
+    let text = "[channels.default]\nhistory_events = 5\n[channels.orders]\nhistory_age = \"1h\"\n";
+    let retentions = Config::parse(text, &Vars::none()).unwrap().retentions();
+    let orders = retentions.of(&"orders:1".parse().unwrap());
+    assert_eq!((orders.events, orders.age), (5, Duration::from_secs(3600)));
+    assert_eq!(retentions.of(&"news".parse().unwrap()).events, 5);
+}
+
+#[test]
+fn a_refusal_names_key_reason_and_remedy() {
+    let none = Vars::none();
+    let said = refused("[server]\nlisten_to = \"x\"\n", &none);
+    assert!(said.starts_with("server.listen_to: unknown field"), "{said}");
+    let said = refused("[connection]\nheartbeat = \"10ms\"\n", &none);
+    assert_eq!(said, "connection.heartbeat: 10ms is too short; set at least 1s");
+    let said = refused("[limits]\nframe_bytes = 10\n", &none);
+    assert_eq!(said, "limits.frame_bytes: 10 is too small; set more than limits.event_bytes");
+    let said = refused("[node]\nring_events = 0\n", &none);
+    assert!(said.starts_with("node.ring_events: "), "{said}");
+    let said = refused("", &Vars::new([("CROSSFADE_BROKER__KIND", "kafka")]));
+    assert!(said.starts_with("broker.kind: unknown variant `kafka`"), "{said}");
+    let said = refused("", &Vars::new([("CROSSFADE_LISTEN", "x")]));
+    assert!(said.starts_with("CROSSFADE_LISTEN: it names no section"), "{said}");
+    assert!(refused("[server\n", &none).starts_with("config.toml: TOML parse error at line 1"));
+}

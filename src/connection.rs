@@ -1,0 +1,511 @@
+//! One client on one socket: the loop and nothing else.
+//!
+//! The session decides, the connection does. It drives whatever [`Socket`] it is given, in any
+//! [`WireFormat`]; it knows nothing of HTTP heads, brokers or other connections. Its one exit
+//! gives everything back.
+
+pub mod client;
+mod heartbeat;
+mod requests;
+pub mod socket;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use dashmap::{DashMap, mapref::entry::Entry};
+use rand::Rng as _;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+pub(crate) use self::requests::{code_of, page};
+use self::{
+    client::{Client, Due},
+    heartbeat::{Beat, Heartbeat},
+    socket::Socket,
+};
+use crate::{
+    metrics::{CloseLabel, TransportLabel},
+    node::Node,
+    protocol::{
+        Channel, ClientFrame, CloseCode, Position, ServerFrame, SessionId, WireFormat,
+        rfc6455::{self, Decoder, Message},
+    },
+    session::{Allowance, LimitsConfig, Session},
+};
+
+/// Section `[connection]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConnectionConfig {
+    /// A WebSocket client says its first word within this time.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// A ping goes out this often; a WebSocket client that is silent for twice as long is given up.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// A client whose socket takes nothing for this long is given up.
+    #[serde(with = "humantime_serde")]
+    pub stall_timeout: Duration,
+    /// What an EventSource waits before it comes back.
+    #[serde(with = "humantime_serde")]
+    pub sse_retry: Duration,
+    /// When the node stops, clients are told to come back at a moment within this time, each at
+    /// another.
+    #[serde(with = "humantime_serde")]
+    pub drain_spread: Duration,
+}
+
+impl Default for ConnectionConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(25),
+            stall_timeout: Duration::from_secs(60),
+            sse_retry: Duration::from_secs(2),
+            drain_spread: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How long a client may take to notice that it was closed before the socket is dropped.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Bytes read from a client in one go.
+const READ_BYTES: usize = 4096;
+
+/// The version of the protocol that a welcome states.
+const PROTOCOL_VERSION: u32 = 1;
+
+/// What all connections of a gateway share.
+#[derive(Debug)]
+pub struct Floor {
+    /// What the connections read from and publish to.
+    pub node: Arc<Node>,
+    /// Section `[connection]`.
+    pub config: ConnectionConfig,
+    /// Section `[limits]`.
+    pub limits: LimitsConfig,
+    /// Tells all connections to part.
+    pub stopping: CancellationToken,
+    /// The SSE sessions of this node, which POST their frames.
+    streams: DashMap<SessionId, Arc<Client>>,
+}
+
+impl Floor {
+    /// A floor without connections.
+    pub fn new(
+        node: Arc<Node>,
+        config: ConnectionConfig,
+        limits: LimitsConfig,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self { node, config, limits, stopping, streams: DashMap::new() }
+    }
+
+    /// Performs what an SSE session asks for beside its stream; none when it is not here.
+    pub async fn ask(&self, session: SessionId, frame: ClientFrame) -> Option<Option<ServerFrame>> {
+        let client = self.streams.get(&session).map(|client| Arc::clone(&client))?;
+        let request = client.desk().session.request(frame, &self.limits);
+        match request {
+            Ok(None) => Some(None),
+            Ok(Some(request)) => Some(requests::perform(&client, request, false).await),
+            Err(refusal) => Some(Some(refusal)),
+        }
+    }
+}
+
+/// What an SSE stream is opened with.
+#[derive(Clone, Debug)]
+pub struct StreamRequest {
+    /// The session the client had before.
+    pub session: Option<SessionId>,
+    /// The channels, each with the last position the client holds.
+    pub channels: Vec<(Channel, Option<Position>)>,
+    /// With the envelope or without.
+    pub format: WireFormat,
+}
+
+/// One client on one socket.
+pub struct Connection {
+    floor: Arc<Floor>,
+    client: Arc<Client>,
+    heartbeat: Heartbeat,
+    /// A WebSocket's bytes are taken apart; an SSE client has nothing to say.
+    decoder: Option<Box<Inbound>>,
+    /// What is being done for the client.
+    work: Option<Work>,
+    /// The socket is full.
+    blocked: bool,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a WebSocket client sends.
+struct Inbound {
+    decoder: Decoder,
+    greeted: bool,
+    allowance: Allowance,
+    waiting: VecDeque<ClientFrame>,
+}
+
+impl Connection {
+    /// A WebSocket whose handshake is done. `leftover` came right behind it.
+    pub fn websocket(floor: Arc<Floor>, socket: Socket, leftover: &[u8]) -> (Self, CloseCode) {
+        let now = Instant::now();
+        let inbound = Inbound {
+            decoder: Decoder::default(),
+            greeted: false,
+            allowance: Allowance::full(now),
+            waiting: VecDeque::new(),
+        };
+        let session = Session::new(SessionId::generate());
+        let mut this = Self::new(floor, socket, WireFormat::WebSocket, session);
+        this.heartbeat.expect_first_word(this.floor.config.connect_timeout);
+        this.decoder = Some(Box::new(inbound));
+        let code = this.take(leftover).err().unwrap_or(CloseCode::Normal);
+        (this, code)
+    }
+
+    /// An SSE stream whose head is written.
+    pub fn sse(floor: Arc<Floor>, socket: Socket, request: StreamRequest) -> Self {
+        let StreamRequest { session, channels, format } = request;
+        let session = Session::new(session.unwrap_or_else(SessionId::generate));
+        let mut this = Self::new(floor, socket, format, session);
+        let (client, floor) = (Arc::clone(&this.client), Arc::clone(&this.floor));
+        this.work = Some(Box::pin(async move {
+            requests::open_stream(&client, &floor, channels).await;
+            floor.streams.insert(client.desk().session.id(), Arc::clone(&client));
+        }));
+        this
+    }
+
+    fn new(
+        floor: Arc<Floor>,
+        socket: Socket,
+        format: WireFormat,
+        session: Session<crate::node::Hold>,
+    ) -> Self {
+        let label = transport(format);
+        let metrics = floor.node.metrics();
+        metrics.connections.get_or_create(&label).inc();
+        let delivered = metrics.deliveries.get_or_create(&label).clone();
+        let client = Client::new(socket, format, Arc::clone(&floor.node), delivered, session);
+        let heartbeat = Heartbeat::new(floor.config.heartbeat, floor.config.stall_timeout);
+        Self {
+            floor,
+            client: Arc::new(client),
+            heartbeat,
+            decoder: None,
+            work: None,
+            blocked: false,
+        }
+    }
+
+    /// Puts bytes in front of everything else: a response's head.
+    pub fn write_first(&mut self, head: Bytes) {
+        self.client.send_bytes(&mut self.client.desk(), head);
+    }
+
+    /// Serves the client until either side ends it. Returns why.
+    pub async fn run(mut self, mut code: CloseCode) -> CloseCode {
+        if code == CloseCode::Normal {
+            let stopping = self.floor.stopping.clone();
+            code = tokio::select! {
+                code = self.serve() => code,
+                () = stopping.cancelled() => CloseCode::Draining,
+            };
+        }
+        self.part(code).await;
+        code
+    }
+
+    async fn serve(&mut self) -> CloseCode {
+        loop {
+            if let Err(code) = self.write_due() {
+                return code;
+            }
+            // Nothing here is lost when another arm wins: each only waits, what follows acts.
+            let step = tokio::select! {
+                () = self.client.wake.notified() => Step::Write,
+                () = self.client.socket.writable(), if self.blocked => Step::Write,
+                () = self.client.socket.readable(), if self.listens() => Step::Read,
+                () = finished(&mut self.work) => Step::WorkDone,
+                beat = self.heartbeat.next() => Step::Beat(beat),
+            };
+            let done = match step {
+                Step::Write => Ok(()),
+                Step::Read => self.read(),
+                Step::WorkDone => self.work_done(),
+                Step::Beat(beat) => self.beat(beat),
+            };
+            if let Err(code) = done {
+                return code;
+            }
+        }
+    }
+
+    /// Whether more from the client can be taken: what it asked before comes first.
+    fn listens(&self) -> bool {
+        match &self.decoder {
+            Some(inbound) => self.work.is_none() && inbound.waiting.is_empty(),
+            None => true,
+        }
+    }
+
+    fn write_due(&mut self) -> Result<(), CloseCode> {
+        self.blocked = false;
+        match self.client.write_due() {
+            Due::Nothing => {}
+            Due::Blocked => self.blocked = true,
+            Due::More => self.client.wake.notify_one(),
+            Due::CatchUp(_) if self.work.is_some() => {}
+            Due::CatchUp(tag) => {
+                self.work = Some(Box::pin(requests::catch_up(Arc::clone(&self.client), tag)));
+            }
+            Due::Gone => return Err(CloseCode::Normal),
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), CloseCode> {
+        let mut buffer = [0; READ_BYTES];
+        match self.client.socket.try_read(&mut buffer) {
+            Ok(0) => Err(CloseCode::Normal),
+            Ok(len) => {
+                self.heartbeat.heard();
+                self.take(&buffer[..len])?;
+                self.next_request();
+                Ok(())
+            }
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(CloseCode::Normal),
+        }
+    }
+
+    /// Takes bytes from the client apart. What an SSE client sends beside its request is dropped.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), CloseCode> {
+        let Some(mut inbound) = self.decoder.take() else { return Ok(()) };
+        let mut messages = Vec::new();
+        let fed = inbound.decoder.feed(bytes, self.floor.limits.frame_bytes, &mut messages);
+        let heard = messages.into_iter().try_for_each(|message| self.hear(&mut inbound, message));
+        self.decoder = Some(inbound);
+        heard.and(fed)
+    }
+
+    fn hear(&mut self, inbound: &mut Inbound, message: Message) -> Result<(), CloseCode> {
+        let limits = &self.floor.limits;
+        let (rate, burst) = (limits.frames_per_second, limits.frames_burst);
+        if !inbound.allowance.take(Instant::now(), rate, burst) {
+            return Err(CloseCode::RateLimited);
+        }
+        match message {
+            Message::Text(text) => self.hear_text(inbound, &text),
+            Message::Ping(payload) => {
+                self.client.send_bytes(&mut self.client.desk(), rfc6455::pong(&payload));
+                Ok(())
+            }
+            Message::Pong => Ok(()),
+            Message::Close => Err(CloseCode::Normal),
+        }
+    }
+
+    fn hear_text(&mut self, inbound: &mut Inbound, text: &str) -> Result<(), CloseCode> {
+        let frame = match ClientFrame::parse(text) {
+            Ok(frame) => frame,
+            Err(err) => {
+                let fatal = err.fatal;
+                self.client.send(&mut self.client.desk(), &err.into());
+                return if fatal { Err(CloseCode::BadFrame) } else { Ok(()) };
+            }
+        };
+        if !std::mem::replace(&mut inbound.greeted, true) {
+            self.heartbeat.begin();
+            if self.greet(&frame) {
+                return Ok(());
+            }
+        }
+        inbound.waiting.push_back(frame);
+        Ok(())
+    }
+
+    /// Welcomes the client; whether its first frame asked for nothing else.
+    fn greet(&self, first: &ClientFrame) -> bool {
+        let mut desk = self.client.desk();
+        let (id, is_connect) = match first {
+            ClientFrame::Connect { id, session } => {
+                if let Some(session) = session {
+                    desk.session.resume(*session);
+                }
+                (*id, true)
+            }
+            ClientFrame::Subscribe { .. }
+            | ClientFrame::Unsubscribe { .. }
+            | ClientFrame::Publish { .. }
+            | ClientFrame::History { .. }
+            | ClientFrame::Pong => (None, false),
+        };
+        let welcome = welcome(&self.floor, desk.session.id(), id);
+        self.client.send(&mut desk, &welcome);
+        is_connect
+    }
+
+    fn next_request(&mut self) {
+        let Some(inbound) = &mut self.decoder else { return };
+        while self.work.is_none()
+            && let Some(frame) = inbound.waiting.pop_front()
+        {
+            let mut desk = self.client.desk();
+            match desk.session.request(frame, &self.floor.limits) {
+                Ok(None) => {}
+                Err(refusal) => self.client.send(&mut desk, &refusal),
+                Ok(Some(request)) => {
+                    let client = Arc::clone(&self.client);
+                    self.work = Some(Box::pin(async move {
+                        requests::perform(&client, request, true).await;
+                    }));
+                }
+            }
+        }
+    }
+
+    fn work_done(&mut self) -> Result<(), CloseCode> {
+        self.work = None;
+        self.next_request();
+        Ok(())
+    }
+
+    fn beat(&mut self, beat: Beat) -> Result<(), CloseCode> {
+        match beat {
+            Beat::NoFirstWord => return Err(CloseCode::Unauthorised),
+            Beat::Silent if self.decoder.is_some() => return Err(CloseCode::Silent),
+            Beat::Silent | Beat::Ping => {}
+        }
+        let mut desk = self.client.desk();
+        let stalled = desk.blocked_since.map(|since| since.elapsed());
+        if stalled.is_some_and(|stalled| self.floor.config.stall_timeout <= stalled) {
+            return Err(CloseCode::TooSlow);
+        }
+        if stalled.is_none() {
+            self.client.send(&mut desk, &ServerFrame::Ping);
+        }
+        Ok(())
+    }
+
+    /// Says goodbye, gives everything back, and lets the client read what was written.
+    async fn part(&mut self, code: CloseCode) {
+        self.give_back();
+        if code != CloseCode::Normal {
+            let spread = self.floor.config.drain_spread.as_millis();
+            let spread = u64::try_from(spread).unwrap_or(u64::MAX);
+            let after = match code {
+                CloseCode::Draining => rand::rng().random_range(0..=spread),
+                _ => 0,
+            };
+            let goodbye = ServerFrame::goodbye(code, after);
+            self.client.send(&mut self.client.desk(), &goodbye);
+        }
+        if self.decoder.is_some() {
+            self.client.send_bytes(&mut self.client.desk(), rfc6455::close(code));
+        }
+        let _ = tokio::time::timeout(PARTING, leave(&self.client)).await;
+        let metrics = self.floor.node.metrics();
+        metrics.closed.get_or_create(&CloseLabel { code: code.number() }).inc();
+        debug!(code = code.number(), reason = code.as_str(), "connection closed");
+    }
+
+    fn give_back(&mut self) {
+        self.work = None;
+        let (session, subscriptions) = {
+            let mut desk = self.client.desk();
+            (desk.session.id(), desk.session.close_all())
+        };
+        let count = i64::try_from(subscriptions.len()).unwrap_or(i64::MAX);
+        self.floor.node.metrics().subscriptions.dec_by(count);
+        drop(subscriptions);
+        if let Entry::Occupied(stream) = self.floor.streams.entry(session)
+            && Arc::ptr_eq(stream.get(), &self.client)
+        {
+            stream.remove();
+        }
+    }
+}
+
+impl Drop for Connection {
+    /// Also where a task was cut off: a subscription's seat holds on to the client.
+    fn drop(&mut self) {
+        self.give_back();
+        let label = transport(self.client.format);
+        self.floor.node.metrics().connections.get_or_create(&label).dec();
+    }
+}
+
+/// Writes what is left, and waits until the client has read it.
+async fn leave(client: &Client) {
+    while let Due::Blocked | Due::More = client.write_due() {
+        client.socket.writable().await;
+    }
+    client.socket.end_writing();
+    // Dropping a socket with unread bytes resets it, and the goodbye with it.
+    while pass_over_unread(&client.socket) {
+        client.socket.readable().await;
+    }
+}
+
+/// Drops what the client sent after we were done with it; whether it may send more.
+fn pass_over_unread(socket: &Socket) -> bool {
+    // In a function of its own: a buffer in a future is a buffer in every connection.
+    let mut buffer = [0; READ_BYTES];
+    match socket.try_read(&mut buffer) {
+        Ok(0) => false,
+        Ok(_) => true,
+        Err(err) => err.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+enum Step {
+    Write,
+    Read,
+    WorkDone,
+    Beat(Beat),
+}
+
+async fn finished(work: &mut Option<Work>) {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn transport(format: WireFormat) -> TransportLabel {
+    TransportLabel { transport: if format.is_sse() { "sse" } else { "websocket" } }
+}
+
+fn welcome(floor: &Floor, session: SessionId, id: Option<u64>) -> ServerFrame {
+    ServerFrame::Welcome {
+        id,
+        session,
+        node: Arc::clone(floor.node.name()),
+        heartbeat: u64::try_from(floor.config.heartbeat.as_millis()).unwrap_or(u64::MAX),
+        version: PROTOCOL_VERSION,
+    }
+}
+
+/// The `retry:` line an SSE stream begins with.
+fn sse_retry(retry: Duration) -> Bytes {
+    format!("retry: {}\n", retry.as_millis()).into()
+}

@@ -1,0 +1,303 @@
+//! One connected client, as the fan-out and its own task share it.
+//!
+//! The fan-out writes to it on the spot where it can; everything else is left to the task, which is
+//! woken. What is written is decided by the session's cursors; this file knows how to put it on a
+//! socket, and that a socket may take half a frame. There is no queue of events: what a client has
+//! not read yet stays in the log.
+
+use std::{collections::VecDeque, fmt, io, sync::Arc, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, MutexGuard};
+use prometheus_client::metrics::counter::Counter;
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+
+use super::socket::Socket;
+use crate::{
+    node::{Batch, Hold, LogEntry, Node, Read, Reader, Tag},
+    protocol::{Position, Positions, ServerFrame, WireFormat, codec, frame::ResetReason},
+    session::{Session, Subscription},
+};
+
+/// Bytes of events written to one client before others get their turn.
+const WRITE_BUDGET: usize = 64 << 10;
+
+/// Writes in a row before the task lets others run.
+const WRITES_IN_A_ROW: usize = 8;
+
+/// A connected client.
+pub struct Client {
+    pub(super) socket: Socket,
+    pub(super) format: WireFormat,
+    pub(super) node: Arc<Node>,
+    pub(super) wake: Notify,
+    delivered: Counter,
+    desk: Mutex<Desk>,
+}
+
+/// What the fan-out and the task take turns at.
+pub(super) struct Desk {
+    pub(super) session: Session<Hold>,
+    /// Bytes the socket did not take: replies, and the rest of at most one event.
+    rest: VecDeque<Bytes>,
+    /// Since when the socket takes nothing.
+    pub(super) blocked_since: Option<Instant>,
+}
+
+/// How far a client's task got with what is due.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// Everything is written.
+    Nothing,
+    /// The socket is full.
+    Blocked,
+    /// It is somebody else's turn first.
+    More,
+    /// The ring no longer holds what comes next: it has to be read from the broker's log.
+    CatchUp(Tag),
+    /// The client is gone.
+    Gone,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client that reads nothing yet.
+    pub(super) fn new(
+        socket: Socket,
+        format: WireFormat,
+        node: Arc<Node>,
+        delivered: Counter,
+        session: Session<Hold>,
+    ) -> Self {
+        let desk = Desk { session, rest: VecDeque::new(), blocked_since: None };
+        Self { socket, format, node, wake: Notify::new(), delivered, desk: Mutex::new(desk) }
+    }
+
+    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock()
+    }
+
+    /// Puts a frame behind what is written already.
+    pub(super) fn send(&self, desk: &mut Desk, frame: &ServerFrame) {
+        let moves = matches!(frame, ServerFrame::Welcome { .. } | ServerFrame::Reset { .. });
+        let id = (self.format.is_sse() && moves).then(|| desk.session.positions());
+        // Without a channel there is no place to come back to.
+        let id = id.filter(|id| !matches!(id, Positions::Many(list) if list.is_empty()));
+        desk.rest.push_back(codec::control(frame, self.format, id.as_ref()));
+    }
+
+    /// Puts bytes behind what is written already.
+    pub(super) fn send_bytes(&self, desk: &mut Desk, bytes: Bytes) {
+        desk.rest.push_back(bytes);
+    }
+
+    /// Writes what is due, in pieces of [`WRITE_BUDGET`].
+    pub(super) fn write_due(&self) -> Due {
+        let mut desk = self.desk();
+        let mut far_behind = None;
+        for _ in 0..WRITES_IN_A_ROW {
+            match self.flush(&mut desk) {
+                Ok(true) => {}
+                Ok(false) => return Due::Blocked,
+                Err(_) => return Due::Gone,
+            }
+            let Some(subscription) = desk.session.behind(far_behind) else {
+                return far_behind.map_or(Due::Nothing, Due::CatchUp);
+            };
+            let tag = subscription.tag;
+            match subscription.link.log().read_after(subscription.cursor, WRITE_BUDGET) {
+                Read::UpToDate => subscription.behind = false,
+                // The others first: they only need what is at hand.
+                Read::FellBehind if far_behind.is_none() => far_behind = Some(tag),
+                Read::FellBehind => return Due::CatchUp(tag),
+                Read::OtherEpoch(head) => self.reset(&mut desk, tag, head, ResetReason::Epoch),
+                Read::Entries(entries) => {
+                    if self.write(&mut desk, tag, &entries).is_err() {
+                        return Due::Gone;
+                    }
+                }
+            }
+        }
+        Due::More
+    }
+
+    /// Tells the client that something is lost, and goes on at `to`.
+    pub(super) fn reset(&self, desk: &mut Desk, tag: Tag, to: Position, reason: ResetReason) {
+        if let Some(frame) = desk.session.reset(tag, to, reason) {
+            self.node.metrics().resets.inc();
+            self.send(desk, &frame);
+        }
+    }
+
+    /// Writes entries that follow the subscription's cursor, and moves it past those that are out.
+    pub(super) fn write(
+        &self,
+        desk: &mut Desk,
+        tag: Tag,
+        entries: &[Arc<LogEntry>],
+    ) -> io::Result<()> {
+        let mut frames: SmallVec<[Bytes; 16]> = SmallVec::with_capacity(entries.len());
+        for entry in entries {
+            frames.push(self.frame(desk, tag, entry));
+        }
+        if frames.iter().all(Bytes::is_empty) {
+            return self.settle(desk, tag, entries, &frames, 0);
+        }
+        let written = self.attempt(desk, &frames)?;
+        self.settle(desk, tag, entries, &frames, written)
+    }
+
+    /// Writes what waits; whether all of it is out.
+    fn flush(&self, desk: &mut Desk) -> io::Result<bool> {
+        while !desk.rest.is_empty() {
+            desk.rest.make_contiguous();
+            let (pieces, _) = desk.rest.as_slices();
+            let mut written = match self.socket.try_write(pieces) {
+                Ok(written) => written,
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                    desk.blocked_since.get_or_insert_with(Instant::now);
+                    return Ok(false);
+                }
+                Err(err) => return Err(err),
+            };
+            desk.blocked_since = None;
+            while let Some(piece) = desk.rest.front_mut() {
+                if written < piece.len() {
+                    let _ = piece.split_to(written);
+                    break;
+                }
+                written -= piece.len();
+                desk.rest.pop_front();
+            }
+        }
+        // A queue that was used once would stay as it grew for as long as the client is there.
+        desk.rest.shrink_to_fit();
+        Ok(true)
+    }
+
+    fn attempt(&self, desk: &mut Desk, pieces: &[Bytes]) -> io::Result<usize> {
+        match self.socket.try_write(pieces) {
+            Ok(written) => {
+                desk.blocked_since = None;
+                Ok(written)
+            }
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                desk.blocked_since.get_or_insert_with(Instant::now);
+                Ok(0)
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Moves the cursor past the entries of which `written` bytes are out. The rest of one that was
+    /// torn is kept, the others stay in the log.
+    fn settle(
+        &self,
+        desk: &mut Desk,
+        tag: Tag,
+        entries: &[Arc<LogEntry>],
+        frames: &[Bytes],
+        mut written: usize,
+    ) -> io::Result<()> {
+        let Some(subscription) = desk.session.get_mut(tag) else { return Ok(()) };
+        let mut delivered = 0;
+        for (entry, frame) in entries.iter().zip(frames) {
+            if written == 0 && !frame.is_empty() {
+                break;
+            }
+            subscription.cursor = entry.position;
+            delivered += u64::from(!frame.is_empty());
+            if written < frame.len() {
+                desk.rest.push_back(frame.slice(written..));
+                break;
+            }
+            written -= frame.len();
+        }
+        self.delivered.inc_by(delivered);
+        Ok(())
+    }
+
+    /// The entry as this client gets it; empty for one that is not shown.
+    fn frame(&self, desk: &Desk, tag: Tag, entry: &LogEntry) -> Bytes {
+        if !entry.is_shown() {
+            return Bytes::new();
+        }
+        let encoded = entry.frame(self.format);
+        if !self.format.is_sse() || desk.session.subscriptions() == 1 {
+            return encoded.bytes.clone();
+        }
+        // A stream of several channels says with each event where it stands in all of them.
+        let id = codec::id_line(&desk.session.positions_with(tag, entry.position));
+        let mut own = BytesMut::with_capacity(id.len() + encoded.bytes.len());
+        own.extend_from_slice(&id);
+        own.extend_from_slice(&encoded.without_id());
+        own.freeze()
+    }
+
+    fn leave_to_task(&self, subscription: &mut Subscription<Hold>) {
+        if !subscription.behind {
+            subscription.behind = true;
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl Reader for Client {
+    fn offer(&self, tag: Tag, batch: &Batch) {
+        let mut desk = self.desk();
+        let idle = desk.rest.is_empty();
+        let shared = !self.format.is_sse() || desk.session.subscriptions() == 1;
+        let Some(subscription) = desk.session.get_mut(tag) else { return };
+        if subscription.holds(batch.ends_at()) {
+            return;
+        }
+        let follows = subscription.cursor == batch.starts_after();
+        if !follows || subscription.behind || !idle {
+            return self.leave_to_task(subscription);
+        }
+        if !shared {
+            let written = self.write(&mut desk, tag, &batch.entries);
+            return self.check_out(&mut desk, tag, batch, written.is_ok());
+        }
+        let joined = batch.joined(self.format);
+        let written = match self.attempt(&mut desk, std::slice::from_ref(joined)) {
+            Ok(written) if written == joined.len() => {
+                self.delivered.inc_by(batch.shown() as u64);
+                if let Some(subscription) = desk.session.get_mut(tag) {
+                    subscription.cursor = batch.ends_at();
+                }
+                return;
+            }
+            Ok(written) => written,
+            Err(_) => 0,
+        };
+        let frames: SmallVec<[Bytes; 16]> =
+            batch.entries.iter().map(|entry| self.frame(&desk, tag, entry)).collect();
+        let settled = self.settle(&mut desk, tag, &batch.entries, &frames, written);
+        self.check_out(&mut desk, tag, batch, settled.is_ok());
+    }
+
+    fn nudge(&self, tag: Tag) {
+        if let Some(subscription) = self.desk().session.get_mut(tag) {
+            self.leave_to_task(subscription);
+        }
+    }
+}
+
+impl Client {
+    /// Wakes the task unless the whole batch is out: it sees to the rest, or finds the client gone.
+    fn check_out(&self, desk: &mut Desk, tag: Tag, batch: &Batch, alive: bool) {
+        let torn = !desk.rest.is_empty();
+        if let Some(subscription) = desk.session.get_mut(tag)
+            && (torn || !alive || !subscription.holds(batch.ends_at()))
+        {
+            self.leave_to_task(subscription);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! When to ping a client and when to give it up. One timer per connection.
+
+use std::{pin::Pin, time::Duration};
+
+use tokio::time::{Instant, Sleep, sleep};
+
+/// What it is time for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beat {
+    /// Send a ping.
+    Ping,
+    /// Nothing was heard for two heartbeats.
+    Silent,
+    /// The client did not say who it is.
+    NoFirstWord,
+}
+
+/// The pulse of one connection.
+pub(super) struct Heartbeat {
+    timer: Pin<Box<Sleep>>,
+    period: Duration,
+    patience: Duration,
+    heard: Instant,
+    awaits_first_word: bool,
+}
+
+impl Heartbeat {
+    /// Beats every `heartbeat`, or more often where stalls are to be noticed sooner.
+    pub(super) fn new(heartbeat: Duration, stall_timeout: Duration) -> Self {
+        let period = heartbeat.min(stall_timeout);
+        // The first beat falls anywhere in the period, so that those who came together drift apart.
+        let first = period.mul_f64(rand::random_range(0.5..1.0));
+        let timer = Box::pin(new_timer(first));
+        let patience = heartbeat * 2;
+        Self { timer, period, patience, heard: Instant::now(), awaits_first_word: false }
+    }
+
+    /// The client has to say its first word within `timeout`.
+    pub(super) fn expect_first_word(&mut self, timeout: Duration) {
+        self.awaits_first_word = true;
+        self.timer.as_mut().reset(Instant::now() + timeout);
+    }
+
+    /// The first word was said.
+    pub(super) fn begin(&mut self) {
+        self.awaits_first_word = false;
+        self.timer.as_mut().reset(Instant::now() + self.period);
+    }
+
+    /// The client said something.
+    pub(super) fn heard(&mut self) {
+        self.heard = Instant::now();
+    }
+
+    /// Waits for the next beat. Cancel-safe: the timer keeps running.
+    pub(super) async fn next(&mut self) -> Beat {
+        self.timer.as_mut().await;
+        if self.awaits_first_word {
+            return Beat::NoFirstWord;
+        }
+        self.timer.as_mut().reset(Instant::now() + self.period);
+        if self.patience <= self.heard.elapsed() { Beat::Silent } else { Beat::Ping }
+    }
+}
+
+fn new_timer(after: Duration) -> Sleep {
+    #[expect(clippy::disallowed_methods, reason = "the heartbeat's timer, awaited beside the rest")]
+    sleep(after)
+}

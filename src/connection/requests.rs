@@ -1,0 +1,232 @@
+//! Doing what a session asks for: the only place of a connection that waits for the node.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Floor, client::Client, sse_retry, welcome};
+use crate::{
+    broker::{BrokerError, Publication, Range},
+    node::{Hold, LogEntry, Start, Tag},
+    protocol::{
+        Channel, ErrorCode, Position, ServerFrame,
+        frame::{Page, PageEvent, RequestId, ResetReason},
+    },
+    session::Request,
+};
+
+/// Events that a client far behind is given from the broker's log in one go.
+const CATCH_UP: usize = 64;
+
+/// Pause before the broker is asked again for a client that can only wait.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Performs a request. The reply goes to the client's stream, or is returned to the caller.
+pub(super) async fn perform(
+    client: &Arc<Client>,
+    request: Request,
+    to_stream: bool,
+) -> Option<ServerFrame> {
+    let reply = match request {
+        Request::Subscribe { id, channel, since } => {
+            return subscribe(client, id, channel, since, to_stream).await;
+        }
+        Request::Unsubscribe { id, channel } => {
+            if client.desk().session.close(&channel).is_some() {
+                client.node.metrics().subscriptions.dec();
+            }
+            ServerFrame::Unsubscribed { id, channel }
+        }
+        Request::Publish { id, channel, draft } => {
+            let message_id = draft.id.clone();
+            let receipts = client.node.publish(vec![Publication { channel, draft }]).await;
+            match receipts.into_iter().next() {
+                Some(Ok(receipt)) => ServerFrame::Published {
+                    id,
+                    message_id,
+                    position: receipt.position,
+                    duplicate: receipt.duplicate,
+                },
+                Some(Err(err)) => refusal(id, &err),
+                None => ServerFrame::Error {
+                    id,
+                    code: ErrorCode::Unavailable,
+                    message: "the broker gave no answer: repeat it with the same id".to_owned(),
+                },
+            }
+        }
+        Request::History { id, channel, since, limit } => {
+            match history(client, channel, since, limit).await {
+                Ok(page) => ServerFrame::History { id, page },
+                Err(err) => refusal(id, &err),
+            }
+        }
+    };
+    deliver(client, reply, to_stream)
+}
+
+/// Opens the channels an SSE client asked for, however long the broker is away: an EventSource that
+/// was refused would never come back.
+pub(super) async fn open_stream(
+    client: &Arc<Client>,
+    floor: &Floor,
+    channels: Vec<(Channel, Option<Position>)>,
+) {
+    let mut opened = Vec::with_capacity(channels.len());
+    for (channel, since) in channels {
+        let (hold, start) = loop {
+            match client.node.attach(&channel, since).await {
+                Ok(attached) => break attached,
+                Err(_) => wait().await,
+            }
+        };
+        opened.push((channel, hold, start));
+    }
+    let mut desk = client.desk();
+    client.send_bytes(&mut desk, sse_retry(floor.config.sse_retry));
+    let mut tags = Vec::with_capacity(opened.len());
+    for (channel, hold, start) in opened {
+        tags.push((desk.session.open(channel, start.cursor, hold), start));
+        client.node.metrics().subscriptions.inc();
+    }
+    let session = desk.session.id();
+    client.send(&mut desk, &welcome(floor, session, None));
+    for (tag, start) in tags {
+        begin(client, &mut desk, tag, start);
+    }
+    drop(desk);
+    client.wake.notify_one();
+}
+
+/// Reads what a client far behind is to get next from the broker's log, and writes what the socket
+/// takes of it. The rest is read again: a slow client costs a cursor, not memory.
+pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
+    let Some((channel, cursor)) =
+        client.desk().session.get_mut(tag).map(|s| (s.channel.clone(), s.cursor))
+    else {
+        return;
+    };
+    client.node.metrics().catch_ups.inc();
+    let range = Range::After(cursor.offset);
+    let Ok(slice) = client.node.read(&channel, range, CATCH_UP).await else {
+        wait().await;
+        client.wake.notify_one();
+        return;
+    };
+    let mut desk = client.desk();
+    let Some(subscription) = desk.session.get_mut(tag) else { return };
+    if subscription.cursor != cursor || subscription.channel != channel {
+        return;
+    }
+    if slice.epoch != cursor.epoch {
+        // The node's own log hears of it, starts anew and nudges its readers.
+        subscription.behind = false;
+        drop(desk);
+        client.node.heard_of(&channel, Position::new(slice.epoch, slice.head));
+        return;
+    }
+    let next = slice.events.first().map_or(u64::MAX, |(offset, _)| *offset);
+    if next != cursor.offset + 1 {
+        let head = subscription.link.log().head().unwrap_or(cursor);
+        return client.reset(&mut desk, tag, head, ResetReason::Expired);
+    }
+    let entries: Vec<_> = slice
+        .events
+        .into_iter()
+        .map(|(offset, event)| {
+            let position = Position::new(slice.epoch, offset);
+            Arc::new(LogEntry::new(channel.clone(), position, event, false))
+        })
+        .collect();
+    // A client that is gone is found gone by its own task.
+    let _ = client.write(&mut desk, tag, &entries);
+}
+
+async fn subscribe(
+    client: &Arc<Client>,
+    id: Option<RequestId>,
+    channel: Channel,
+    since: Option<Position>,
+    to_stream: bool,
+) -> Option<ServerFrame> {
+    let (hold, start): (Hold, Start) = match client.node.attach(&channel, since).await {
+        Ok(attached) => attached,
+        Err(err) => return deliver(client, refusal(id, &err), to_stream),
+    };
+    let position = start.head;
+    let recovered = start.recovered;
+    let reply = ServerFrame::Subscribed { id, channel: channel.clone(), position, recovered };
+    let mut desk = client.desk();
+    let tag = desk.session.open(channel, start.cursor, hold);
+    client.node.metrics().subscriptions.inc();
+    let reply = if to_stream {
+        client.send(&mut desk, &reply);
+        None
+    } else {
+        Some(reply)
+    };
+    begin(client, &mut desk, tag, start);
+    drop(desk);
+    client.wake.notify_one();
+    reply
+}
+
+/// Tells what was lost, and takes a seat: from here on nothing is missed, since what came in between
+/// is read by the task, which starts out behind.
+fn begin(client: &Arc<Client>, desk: &mut super::client::Desk, tag: Tag, start: Start) {
+    if let Some(reason) = start.lost {
+        client.reset(desk, tag, start.cursor, reason);
+    }
+    let reader = Arc::clone(client);
+    if let Some(subscription) = desk.session.get_mut(tag) {
+        subscription.link.sit(reader, tag);
+    }
+}
+
+async fn history(
+    client: &Client,
+    channel: Channel,
+    since: Option<Position>,
+    limit: usize,
+) -> Result<Page, BrokerError> {
+    let after = since.map_or(0, |since| since.offset);
+    let slice = client.node.read(&channel, Range::After(after), limit).await?;
+    Ok(page(channel, since, slice))
+}
+
+/// Shows a forward slice as a page.
+pub(crate) fn page(channel: Channel, since: Option<Position>, slice: crate::broker::Slice) -> Page {
+    let after = since.map_or(0, |since| since.offset);
+    let first = slice.events.first().map(|(offset, _)| *offset);
+    let last = slice.events.last().map_or(after, |(offset, _)| *offset);
+    let same_log = since.is_none_or(|since| since.epoch == slice.epoch);
+    let from_the_start = first.is_none_or(|first| first == after + 1);
+    let complete = same_log && from_the_start && last == slice.head;
+    let show =
+        |(offset, event): &(u64, _)| PageEvent::new(Position::new(slice.epoch, *offset), event);
+    let events = slice.events.iter().map(show).collect();
+    Page { channel, events, position: Position::new(slice.epoch, slice.head), complete }
+}
+
+fn deliver(client: &Client, reply: ServerFrame, to_stream: bool) -> Option<ServerFrame> {
+    if !to_stream {
+        return Some(reply);
+    }
+    client.send(&mut client.desk(), &reply);
+    None
+}
+
+fn refusal(id: Option<RequestId>, err: &BrokerError) -> ServerFrame {
+    ServerFrame::Error { id, code: code_of(err), message: err.to_string() }
+}
+
+/// The code a broker's failure goes out with.
+pub(crate) fn code_of(err: &BrokerError) -> ErrorCode {
+    match err {
+        BrokerError::Unavailable { .. } => ErrorCode::Unavailable,
+        BrokerError::Refused { .. } => ErrorCode::Refused,
+    }
+}
+
+async fn wait() {
+    #[expect(clippy::disallowed_methods, reason = "the broker is away; the client waits with us")]
+    tokio::time::sleep(RETRY).await;
+}

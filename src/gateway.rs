@@ -1,0 +1,153 @@
+//! Composition: picks the broker, wires the parts, orders the stop. The only place that knows all.
+
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    time::{Instant, interval},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    broker::{Broker, BrokerError, BrokerKind, Feed, Health, memory::MemoryBroker},
+    config::Config,
+    connection::Floor,
+    http::{
+        Edge,
+        accept::{self, TlsError},
+        router,
+    },
+    lifecycle::Lifecycle,
+    metrics::Metrics,
+    node::Node,
+};
+
+/// A gateway that has its address and is about to serve it.
+pub struct Gateway {
+    config: Config,
+    lifecycle: Lifecycle,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    node: Arc<Node>,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Takes the address and starts what stands behind it.
+    ///
+    /// # Errors
+    /// When the address, a certificate or, if it is required at start, the broker cannot be had.
+    pub async fn bind(config: Config) -> Result<Self, GatewayError> {
+        let listen = config.server.listen;
+        let listener = accept::listen(&config.server)
+            .map_err(|source| GatewayError::Listen { listen, source })?;
+        let tls = accept::tls(&config.server.tls)?;
+        let lifecycle = Lifecycle::default();
+        let broker = broker(&config, &lifecycle)?;
+        let metrics = Arc::new(Metrics::new());
+        let background = &lifecycle.background;
+        let node = Node::start(&config.node, &config.dedup, broker, metrics, background);
+        if let Some(within) = config.broker.start_timeout {
+            require(&node, within).await?;
+        }
+        Ok(Self { config, lifecycle, listener, tls, node })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
+    /// off.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
+        let Self { config, lifecycle, listener, tls, node } = self;
+        let stopping = lifecycle.connections.stopping().clone();
+        let floor = Floor::new(node, config.connection, config.limits, stopping);
+        let draining = CancellationToken::new();
+        let connections = lifecycle.connections.clone();
+        let edge = Edge { floor: Arc::new(floor), connections, draining: draining.clone() };
+        let header_timeout = config.server.header_timeout;
+        let stage = lifecycle.listening.clone();
+        let accepting = accept::accept(listener, tls, router(edge), header_timeout, stage);
+        lifecycle.listening.spawn("accept", accepting);
+        stop.await;
+        info!("stopping: no new clients, goodbye to those who are here");
+        draining.cancel();
+        let abandoned = lifecycle.drain(config.server.shutdown_timeout).await;
+        if abandoned != 0 {
+            warn!(abandoned, "not everything ended within server.shutdown_timeout");
+        }
+        abandoned
+    }
+}
+
+fn broker(
+    config: &Config,
+    _lifecycle: &Lifecycle,
+) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {
+    let retentions = Arc::new(config.retentions());
+    match config.broker.kind {
+        BrokerKind::Memory => {
+            let (broker, feed) = MemoryBroker::new(&config.broker.memory, retentions);
+            Ok((Arc::new(broker), feed))
+        }
+        BrokerKind::Redis | BrokerKind::Postgres => unreachable!("wired below"),
+    }
+}
+
+/// Waits until the broker is there.
+async fn require(node: &Node, within: Duration) -> Result<(), GatewayError> {
+    let deadline = Instant::now() + within;
+    let mut tick = interval(Duration::from_millis(50));
+    loop {
+        tick.tick().await;
+        match node.health() {
+            Health::Up => return Ok(()),
+            Health::Down { reason } if deadline <= Instant::now() => {
+                return Err(GatewayError::BrokerAway { within, reason });
+            }
+            Health::Down { .. } => {}
+        }
+    }
+}
+
+/// Why a gateway does not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The address cannot be had.
+    #[error("server.listen: {listen} cannot be listened on; take another or stop who has it")]
+    Listen {
+        /// Which.
+        listen: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS cannot be spoken.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The broker's settings are impossible.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The broker is not there.
+    #[error(
+        "the broker was not there within broker.start_timeout = {within:?}: {reason}; \
+         start it, mend its url, or unset broker.start_timeout to wait for it"
+    )]
+    BrokerAway {
+        /// How long it was waited for.
+        within: Duration,
+        /// What it said.
+        reason: String,
+    },
+}

@@ -1,0 +1,190 @@
+//! From a listening address to requests: sockets, TLS, HTTP/1.1 and HTTP/2.
+//!
+//! Knows nothing of what the requests are for.
+
+use std::{fs::File, io, io::BufReader, path::Path, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rustls::{
+    ServerConfig as RustlsConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
+use tracing::{debug, warn};
+
+use super::{
+    ServerConfig, TlsConfig,
+    lend::{Lend, Wire},
+};
+use crate::lifecycle::Stage;
+
+/// Sockets that wait to be accepted when everybody comes back at once.
+const BACKLOG: u32 = 4096;
+
+/// A client that acknowledges nothing for this long is gone.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of a client's that the kernel takes before the rest stays with us, where it costs nothing.
+const NOT_SENT_LOWAT: u32 = 128 << 10;
+
+/// How long accepting rests when the machine has no more sockets to give.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// Takes an address.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn listen(config: &ServerConfig) -> io::Result<TcpListener> {
+    let socket = if config.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(config.listen)?;
+    socket.listen(BACKLOG)
+}
+
+/// What speaks TLS, if it is configured.
+///
+/// # Errors
+/// Says which file is missing or not what it should be.
+pub fn tls(config: &TlsConfig) -> Result<Option<TlsAcceptor>, TlsError> {
+    let (certificate, key) = match (&config.certificate, &config.key) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (Some(_), None) => return Err(TlsError::Half { missing: "key" }),
+        (None, Some(_)) => return Err(TlsError::Half { missing: "certificate" }),
+    };
+    let chain = CertificateDer::pem_reader_iter(open(certificate)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|err| TlsError::unreadable(certificate, err))?;
+    let private =
+        PrivateKeyDer::from_pem_reader(open(key)?).map_err(|err| TlsError::unreadable(key, err))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = RustlsConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
+        .map_err(|err| TlsError::unreadable(certificate, err))?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(TlsAcceptor::from(Arc::new(tls))))
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, TlsError> {
+    File::open(path).map(BufReader::new).map_err(|err| TlsError::unreadable(path, err))
+}
+
+/// Why TLS cannot be spoken.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Only one of the two files is named.
+    #[error("server.tls needs both certificate and key: {missing} is missing")]
+    Half {
+        /// The other one.
+        missing: &'static str,
+    },
+    /// A file is not there or not what it should be.
+    #[error("server.tls: {path}: {reason}")]
+    Unreadable {
+        /// Which.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl TlsError {
+    fn unreadable(path: &Path, reason: impl ToString) -> Self {
+        Self::Unreadable { path: path.display().to_string(), reason: reason.to_string() }
+    }
+}
+
+/// Accepts sockets until the stage stops; the requests under way are answered.
+pub async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    header_timeout: Duration,
+    stage: Stage,
+) {
+    let front = Arc::new(Front { tls, router, header_timeout, stage: stage.clone() });
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stage.stopping().cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let front = Arc::clone(&front);
+                // Boxed, so that what stays behind of a socket that was taken is small.
+                stage.spawn_client(Box::pin(async move { front.serve(stream).await }));
+            }
+            Err(err) => {
+                warn!(%err, "no socket could be accepted; are there too many open files?");
+                let _ = tokio::time::timeout(EXHAUSTED, stage.stopping().cancelled()).await;
+            }
+        }
+    }
+}
+
+struct Front {
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    header_timeout: Duration,
+    stage: Stage,
+}
+
+impl Front {
+    async fn serve(&self, stream: TcpStream) {
+        if let Err(err) = prepare(&stream) {
+            debug!(%err, "a socket was gone before it was served");
+            return;
+        }
+        let wire = match &self.tls {
+            None => Wire::Plain(stream),
+            Some(tls) => {
+                let handshake = tokio::time::timeout(self.header_timeout, tls.accept(stream));
+                match handshake.await {
+                    Ok(Ok(stream)) => Wire::Tls(Box::new(stream)),
+                    Ok(Err(err)) => return debug!(%err, "the TLS handshake failed"),
+                    Err(_) => return debug!("the TLS handshake took too long"),
+                }
+            }
+        };
+        self.serve_http(Lend::new(wire)).await;
+    }
+
+    async fn serve_http(&self, lend: Lend) {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(USER_TIMEOUT);
+        let io = TokioIo::new(lend.clone());
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(lend.clone());
+            self.router.clone().oneshot(request.map(Body::new))
+        });
+        let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = self.stage.stopping().cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        if let Err(err) = ended {
+            debug!(%err, "an HTTP connection broke");
+        }
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_notsent_lowat(NOT_SENT_LOWAT)?;
+    socket.set_keepalive(true)
+}

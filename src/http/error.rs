@@ -1,0 +1,86 @@
+//! What a caller is told when a call fails: one shape, one place that picks the status.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{FromRequest, Request, rejection::BytesRejection},
+    http::{HeaderValue, Method, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{broker::BrokerError, connection, protocol::ErrorCode};
+
+/// A failed call.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ApiError {
+    pub(super) code: ErrorCode,
+    pub(super) message: String,
+}
+
+/// Seconds after which a caller may try again what the broker could not take.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+impl ApiError {
+    pub(super) fn new(code: ErrorCode, message: impl ToString) -> Self {
+        Self { code, message: message.to_string() }
+    }
+}
+
+impl From<BrokerError> for ApiError {
+    fn from(err: BrokerError) -> Self {
+        Self::new(connection::code_of(&err), err)
+    }
+}
+
+impl From<(ErrorCode, String)> for ApiError {
+    fn from((code, message): (ErrorCode, String)) -> Self {
+        Self { code, message }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        let body = Json(serde_json::json!({ "error": self }));
+        let mut response = (status, body).into_response();
+        if matches!(self.code, ErrorCode::Unavailable | ErrorCode::LimitExceeded) {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+pub(super) async fn not_found(uri: Uri) -> ApiError {
+    let path = uri.path();
+    ApiError::new(ErrorCode::NotFound, format!("there is nothing at {path}"))
+}
+
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let path = uri.path();
+    ApiError::new(ErrorCode::MethodNotAllowed, format!("{path} does not answer to {method}"))
+}
+
+/// Reads a body that has to be JSON, whatever its content type says: `curl -d` says something else.
+pub(super) async fn read_json<T: DeserializeOwned>(
+    request: Request,
+    body_bytes: usize,
+) -> Result<T, ApiError> {
+    let body = read_body(request, body_bytes).await?;
+    serde_json::from_slice(&body)
+        .map_err(|err| ApiError::new(ErrorCode::Malformed, format!("the body: {err}")))
+}
+
+/// Reads a body of at most so many bytes.
+pub(super) async fn read_body(request: Request, body_bytes: usize) -> Result<Bytes, ApiError> {
+    let (parts, body) = request.into_parts();
+    let limited = axum::body::Body::new(http_body_util::Limited::new(body, body_bytes));
+    let read = Bytes::from_request(Request::from_parts(parts, limited), &()).await;
+    read.map_err(|err| match err {
+        BytesRejection::FailedToBufferBody(_) if err.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("the body has more than {body_bytes} bytes");
+            ApiError::new(ErrorCode::TooLarge, message)
+        }
+        _ => ApiError::new(ErrorCode::Malformed, format!("the body: {err}")),
+    })
+}

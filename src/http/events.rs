@@ -1,0 +1,220 @@
+//! `GET /events`: a stream for `EventSource` and curl; `POST /events/{session}`: what its client
+//! has to say.
+
+use std::{collections::HashSet, convert::Infallible, sync::Arc};
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::{Extension, Path, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, Version, header},
+    response::{IntoResponse as _, Response},
+};
+use futures_util::stream;
+use serde_json::value::RawValue;
+
+use super::{
+    Edge,
+    error::{ApiError, read_body},
+    lend::Lend,
+};
+use crate::{
+    connection::{
+        Connection, StreamRequest,
+        socket::{Pipe, Socket},
+    },
+    protocol::{Channel, ClientFrame, ErrorCode, Positions, ServerFrame, SessionId, WireFormat},
+};
+
+/// The head of a stream on HTTP/1: it ends when the connection does.
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\
+    content-type: text/event-stream\r\n\
+    cache-control: no-cache, no-transform\r\n\
+    x-accel-buffering: no\r\n\
+    connection: close\r\n\r\n";
+
+pub(super) async fn open(
+    State(edge): State<Edge>,
+    Extension(lend): Extension<Lend>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let query = request.uri().query().unwrap_or_default();
+    let asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    if request.version() == Version::HTTP_2 {
+        return Ok(stream_body(&edge, asked));
+    }
+    if let Some(socket) = lend.take(&edge.connections) {
+        let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked);
+        connection.write_first(Bytes::from_static(HEAD));
+        run(&edge, connection);
+    }
+    // Goes nowhere: the HTTP stack has no socket any more and ends.
+    Ok(StatusCode::OK.into_response())
+}
+
+/// On HTTP/2 the connection is shared with other requests, so the stack keeps it.
+fn stream_body(edge: &Edge, asked: StreamRequest) -> Response {
+    let pipe = Arc::new(Pipe::default());
+    let socket = Socket::Pipe(Arc::clone(&pipe));
+    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked));
+    let pieces = stream::unfold(Tap(pipe), |tap| async move {
+        tap.0.next().await.map(|piece| (Ok::<_, Infallible>(piece), tap))
+    });
+    let mut response = Body::from_stream(pieces).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    let no_cache = HeaderValue::from_static("no-cache, no-transform");
+    headers.insert(header::CACHE_CONTROL, no_cache);
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+fn run(edge: &Edge, connection: Connection) {
+    edge.connections.spawn_client(async move {
+        connection.run(crate::protocol::CloseCode::Normal).await;
+    });
+}
+
+/// The stack's end of a pipe: when the stack drops it, the client is gone.
+struct Tap(Arc<Pipe>);
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.0.hang_up();
+    }
+}
+
+/// Reads what a stream is asked for: `channel=` once for each, `since=` or `Last-Event-ID`,
+/// `session=`, `format=raw`.
+fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest, ApiError> {
+    let mut channels: Vec<Channel> = Vec::new();
+    let (mut since, mut session, mut format) = (None, None, WireFormat::Sse);
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*key {
+            "channel" => channels.push(refuse(ErrorCode::ChannelInvalid, value.parse())?),
+            "since" => since = Some(refuse(ErrorCode::PositionInvalid, value.parse())?),
+            "session" => session = Some(refuse(ErrorCode::SessionUnknown, value.parse())?),
+            "format" if value == "raw" => format = WireFormat::SseRaw,
+            "format" => {
+                let message = format!("format={value}: only raw is known, or leave it out");
+                return Err(ApiError::new(ErrorCode::Malformed, message));
+            }
+            // An EventSource polyfill may add keys of its own.
+            _ => {}
+        }
+    }
+    let mut seen = HashSet::new();
+    channels.retain(|channel| seen.insert(channel.clone()));
+    if channels.is_empty() {
+        let message = "name at least one channel: /events?channel=news";
+        return Err(ApiError::new(ErrorCode::ChannelInvalid, message));
+    }
+    if most < channels.len() {
+        let message = format!("a stream may have {most} channels");
+        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+    }
+    // What the browser remembers is newer than what the page's address says.
+    if let Some(last) = headers.get("last-event-id").filter(|last| !last.is_empty()) {
+        since = Some(refuse(
+            ErrorCode::PositionInvalid,
+            last.to_str().unwrap_or_default().parse::<Positions>(),
+        )?);
+    }
+    if matches!(since, Some(Positions::One(_))) && channels.len() != 1 {
+        let message = "a bare position is for a stream of one channel: \
+                       write CHANNEL~POSITION,CHANNEL~POSITION";
+        return Err(ApiError::new(ErrorCode::PositionInvalid, message));
+    }
+    let place = |channel: Channel| {
+        let position = since.as_ref().and_then(|since| since.of(&channel));
+        (channel, position)
+    };
+    let channels = channels.into_iter().map(place).collect();
+    Ok(StreamRequest { session, channels, format })
+}
+
+fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, ApiError> {
+    parsed.map_err(|err| ApiError::new(code, err))
+}
+
+/// Takes one frame, or a list of them, and answers with as many.
+pub(super) async fn ask(
+    State(edge): State<Edge>,
+    Path(session): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let session: SessionId = refuse(ErrorCode::SessionUnknown, session.parse())?;
+    let limits = &edge.floor.limits;
+    let body = read_body(request, limits.body_bytes).await?;
+    let text = refuse(ErrorCode::Malformed, std::str::from_utf8(&body))?;
+    if !text.trim_start().starts_with('[') {
+        let reply = answer(&edge, session, text).await?;
+        return Ok(
+            reply.map_or(StatusCode::NO_CONTENT.into_response(), |r| Json(r).into_response())
+        );
+    }
+    let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(text))?;
+    if limits.batch_events < frames.len() {
+        let message = format!("a list may have {} frames", limits.batch_events);
+        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+    }
+    let mut replies = Vec::with_capacity(frames.len());
+    for frame in frames {
+        replies.extend(answer(&edge, session, frame.get()).await?);
+    }
+    Ok(Json(replies).into_response())
+}
+
+async fn answer(
+    edge: &Edge,
+    session: SessionId,
+    text: &str,
+) -> Result<Option<ServerFrame>, ApiError> {
+    let frame = match ClientFrame::parse(text) {
+        Ok(frame) => frame,
+        Err(err) => return Ok(Some(err.into())),
+    };
+    edge.floor.ask(session, frame).await.ok_or_else(|| {
+        let message = format!("session {session} has no stream open on this node");
+        ApiError::new(ErrorCode::SessionUnknown, message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(query: &str, last_event_id: &str) -> Result<StreamRequest, ErrorCode> {
+        let mut headers = HeaderMap::new();
+        headers.insert("last-event-id", HeaderValue::from_str(last_event_id).unwrap());
+        parse(query, &headers, 2).map_err(|err| err.code)
+    }
+
+    #[test]
+    fn each_channel_gets_its_own_position() {
+        let asked = asked("channel=a&channel=b&since=a~z-1,b~z-2&format=raw", "").unwrap();
+        let offsets: Vec<_> = asked.channels.iter().map(|(_, p)| p.map(|p| p.offset)).collect();
+        assert_eq!(offsets, [Some(1), Some(2)]);
+        assert_eq!(asked.format, WireFormat::SseRaw);
+    }
+
+    #[test]
+    fn what_the_browser_remembers_counts_more_than_the_address() {
+        let asked = asked("channel=a&since=z-1", "z-7").unwrap();
+        assert_eq!(asked.channels[0].1.map(|p| p.offset), Some(7));
+    }
+
+    #[test]
+    fn a_wrong_address_is_refused_with_its_reason() {
+        assert_eq!(asked("", "").unwrap_err(), ErrorCode::ChannelInvalid);
+        assert_eq!(asked("channel=a%20b", "").unwrap_err(), ErrorCode::ChannelInvalid);
+        assert_eq!(asked("channel=a&since=7", "").unwrap_err(), ErrorCode::PositionInvalid);
+        assert_eq!(asked("channel=a&channel=b", "z-7").unwrap_err(), ErrorCode::PositionInvalid);
+        assert_eq!(asked("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
+        assert_eq!(
+            asked("channel=a&channel=b&channel=c", "").unwrap_err(),
+            ErrorCode::LimitExceeded
+        );
+        assert!(asked("channel=a&channel=a&channel=b", "").is_ok());
+    }
+}

@@ -1,0 +1,123 @@
+//! A socket lent to the HTTP stack, which can be taken back.
+//!
+//! The HTTP stack reads heads and routes them; a client that stays must not keep the stack's
+//! buffers with it, 20 KB a piece. An SSE response cannot leave the stack by any upgrade, so the
+//! stack gets the socket only on loan: after [`Lend::take`] it sees the end of the stream and goes.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::server::TlsStream;
+
+use crate::{
+    connection::socket::{Pipe, Socket},
+    lifecycle::Stage,
+};
+
+/// A socket on loan.
+#[derive(Clone, Debug)]
+pub(super) struct Lend(Arc<Mutex<Option<Wire>>>);
+
+/// What it is that is lent.
+#[derive(Debug)]
+pub(super) enum Wire {
+    /// Bytes go out as they are written.
+    Plain(TcpStream),
+    /// Bytes are encrypted on the way.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Lend {
+    pub(super) fn new(wire: Wire) -> Self {
+        Self(Arc::new(Mutex::new(Some(wire))))
+    }
+
+    /// Takes the socket back, if nobody did before. What has to be carried is carried in `stage`.
+    pub(super) fn take(&self, stage: &Stage) -> Option<Socket> {
+        match self.0.lock().take()? {
+            // Registered anew: the old registration would keep the HTTP stack's task alive.
+            Wire::Plain(stream) => {
+                TcpStream::from_std(stream.into_std().ok()?).ok().map(Socket::Tcp)
+            }
+            Wire::Tls(stream) => {
+                let pipe = Arc::new(Pipe::default());
+                let carrier = Arc::clone(&pipe);
+                stage.spawn_client(async move { carrier.carry(stream).await });
+                Some(Socket::Pipe(pipe))
+            }
+        }
+    }
+
+    fn with<T>(
+        &self,
+        poll: impl FnOnce(&mut Wire) -> Poll<io::Result<T>>,
+        after_taking: T,
+    ) -> Poll<io::Result<T>> {
+        match &mut *self.0.lock() {
+            Some(wire) => poll(wire),
+            None => Poll::Ready(Ok(after_taking)),
+        }
+    }
+}
+
+impl AsyncRead for Lend {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.with(
+            |wire| match wire {
+                Wire::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+                Wire::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            },
+            (),
+        )
+    }
+}
+
+impl AsyncWrite for Lend {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(
+            |wire| match wire {
+                Wire::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+                Wire::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            },
+            buf.len(),
+        )
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(
+            |wire| match wire {
+                Wire::Plain(stream) => Pin::new(stream).poll_flush(cx),
+                Wire::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            },
+            (),
+        )
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.with(
+            |wire| match wire {
+                Wire::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+                Wire::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            },
+            (),
+        );
+        Poll::Ready(ready!(polled))
+    }
+}

@@ -1,0 +1,35 @@
+//! What orchestrators and Prometheus ask.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use serde_json::json;
+
+use super::Edge;
+use crate::broker::Health;
+
+/// The process answers.
+pub(super) async fn live() -> Response {
+    Json(json!({ "status": "live" })).into_response()
+}
+
+/// New clients may come: the broker is there and the node is not stopping.
+pub(super) async fn ready(State(edge): State<Edge>) -> Response {
+    let node = edge.floor.node.name();
+    let reason = match edge.floor.node.health() {
+        _ if edge.draining.is_cancelled() => "the node is stopping".to_owned(),
+        Health::Down { reason } => reason,
+        Health::Up => return Json(json!({ "status": "ready", "node": node })).into_response(),
+    };
+    let body = Json(json!({ "status": "not ready", "node": node, "reason": reason }));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+}
+
+/// Counters and gauges in the Prometheus text format.
+pub(super) async fn metrics(State(edge): State<Edge>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], edge.floor.node.metrics().render()).into_response()
+}

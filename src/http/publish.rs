@@ -1,0 +1,153 @@
+//! `POST /api/publish` and `POST /api/publish/batch`.
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{
+    Edge,
+    error::{ApiError, read_json},
+};
+use crate::{
+    broker::{BrokerError, Publication, Receipt},
+    protocol::{Channel, Draft, ErrorCode, MessageId, Position, frame::draft},
+};
+
+/// An event as a backend service sends it.
+#[derive(Deserialize)]
+struct Body {
+    channel: Option<String>,
+    channels: Option<Vec<String>>,
+    id: Option<String>,
+    name: Option<String>,
+    data: Option<Box<RawValue>>,
+}
+
+/// A batch of them.
+#[derive(Deserialize)]
+struct Batch {
+    events: Vec<Box<RawValue>>,
+}
+
+/// What became of one event in one channel.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    Stored { id: MessageId, channel: Channel, position: Position, duplicate: bool },
+    Failed { error: ApiError },
+}
+
+impl Outcome {
+    fn new(publication: Publication, receipt: Result<Receipt, BrokerError>) -> Self {
+        match receipt {
+            Ok(Receipt { position, duplicate }) => Self::Stored {
+                id: publication.draft.id,
+                channel: publication.channel,
+                position,
+                duplicate,
+            },
+            Err(err) => Self::Failed { error: err.into() },
+        }
+    }
+
+    fn error(&self) -> Option<&ApiError> {
+        match self {
+            Self::Stored { .. } => None,
+            Self::Failed { error } => Some(error),
+        }
+    }
+}
+
+/// Publishes an event to one channel, or to each of several. 2xx means that it is in all of them.
+pub(super) async fn one(State(edge): State<Edge>, request: Request) -> Result<Response, ApiError> {
+    let limits = &edge.floor.limits;
+    let body: Body = read_json(request, limits.body_bytes).await?;
+    let several = body.channels.is_some();
+    let batch = publications(body, limits.event_bytes, limits.batch_events)?;
+    let mut outcomes = publish(&edge, batch).await;
+    let status = match outcomes.iter().find_map(Outcome::error) {
+        None => StatusCode::OK,
+        Some(error) if !several => return Err(error.clone()),
+        Some(error) => StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::BAD_REQUEST),
+    };
+    if several {
+        return Ok((status, Json(serde_json::json!({ "results": outcomes }))).into_response());
+    }
+    Ok((status, Json(outcomes.pop())).into_response())
+}
+
+/// Publishes many events. Each has its own result; a bad one does not spoil the rest. 503 only when
+/// none of them could be stored.
+pub(super) async fn batch(
+    State(edge): State<Edge>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let limits = &edge.floor.limits;
+    let body: Batch = read_json(request, limits.body_bytes).await?;
+    if limits.batch_events < body.events.len() {
+        let (len, most) = (body.events.len(), limits.batch_events);
+        let message = format!("the batch has {len} events, it may have {most}");
+        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+    }
+    let single = |raw: &RawValue| {
+        let body: Body = serde_json::from_str(raw.get())
+            .map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
+        publications(body, limits.event_bytes, 1).map(|mut one| one.remove(0))
+    };
+    let parsed: Vec<_> = body.events.iter().map(|raw| single(raw)).collect();
+    let good = parsed.iter().filter_map(|event| event.as_ref().ok().cloned()).collect();
+    let mut stored = publish(&edge, good).await.into_iter();
+    let results: Vec<_> = parsed
+        .into_iter()
+        .filter_map(|event| match event {
+            Ok(_) => stored.next(),
+            Err(error) => Some(Outcome::Failed { error }),
+        })
+        .collect();
+    let away = |outcome: &Outcome| {
+        outcome.error().is_some_and(|error| error.code == ErrorCode::Unavailable)
+    };
+    match results.first().and_then(Outcome::error) {
+        Some(error) if results.iter().all(away) => Err(error.clone()),
+        _ => Ok(Json(serde_json::json!({ "results": results })).into_response()),
+    }
+}
+
+async fn publish(edge: &Edge, batch: Vec<Publication>) -> Vec<Outcome> {
+    let receipts = edge.floor.node.publish(batch.clone()).await;
+    batch.into_iter().zip(receipts).map(|(event, receipt)| Outcome::new(event, receipt)).collect()
+}
+
+fn publications(body: Body, event_bytes: usize, most: usize) -> Result<Vec<Publication>, ApiError> {
+    let Some(data) = body.data else {
+        return Err(ApiError::new(ErrorCode::Malformed, "\"data\" is missing: any JSON will do"));
+    };
+    let draft: Draft = draft(body.id.as_deref(), body.name.as_deref(), &data)?;
+    if event_bytes < draft.data.len() {
+        let message =
+            format!("\"data\" has {} bytes, an event may have {event_bytes}", draft.data.len());
+        return Err(ApiError::new(ErrorCode::TooLarge, message));
+    }
+    let names = match (body.channel, body.channels) {
+        (Some(one), None) => vec![one],
+        (None, Some(several)) if !several.is_empty() && several.len() <= most => several,
+        (None, Some(several)) if most < several.len() => {
+            let message = format!("{} channels are named, {most} may be", several.len());
+            return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+        }
+        _ => {
+            let message = "name a \"channel\", or \"channels\", but not both";
+            return Err(ApiError::new(ErrorCode::ChannelInvalid, message));
+        }
+    };
+    let to = |name: String| match name.parse() {
+        Ok(channel) => Ok(Publication { channel, draft: draft.clone() }),
+        Err(err) => Err(ApiError::new(ErrorCode::ChannelInvalid, format!("{name:?}: {err}"))),
+    };
+    names.into_iter().map(to).collect()
+}

@@ -1,0 +1,136 @@
+//! What one gateway counts. A registry is a value: two gateways in one process count apart.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+/// The counters and gauges, each described where it is registered.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Events accepted by the broker through this node.
+    pub published: Counter,
+    /// Publications whose id was known already.
+    pub duplicates: Counter,
+    /// Publications the broker could not take.
+    pub publish_failures: Counter,
+    /// Seconds from a publish call to the broker's answer.
+    pub publish_seconds: Histogram,
+    /// Entries that came up from the broker and were appended.
+    pub ingested: Counter,
+    /// Entries that came up with an id that was delivered shortly before.
+    pub repeats: Counter,
+    /// Times an entry was missing and read from the broker's log.
+    pub holes: Counter,
+    /// Times a subscriber's position was served from the broker's log instead of the ring.
+    pub catch_ups: Counter,
+    /// Events written to clients.
+    pub deliveries: Family<TransportLabel, Counter>,
+    /// Open connections.
+    pub connections: Family<TransportLabel, Gauge>,
+    /// Connections that ended, by close code.
+    pub closed: Family<CloseLabel, Counter>,
+    /// Subscribers told that they missed something.
+    pub resets: Counter,
+    /// Subscriptions of open connections.
+    pub subscriptions: Gauge,
+    /// Channels this node listens to.
+    pub channels: Gauge,
+    /// Whether the broker can be reached.
+    pub broker_up: Gauge,
+}
+
+/// What carries a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TransportLabel {
+    /// `websocket` or `sse`.
+    pub transport: &'static str,
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CloseLabel {
+    /// The close code.
+    pub code: u16,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("crossfade");
+        let publish_seconds = Histogram::new(exponential_buckets(0.000_1, 2.0, 16));
+        registry.register_with_unit(
+            "publish",
+            "Time from a publish call to the broker's answer",
+            Unit::Seconds,
+            publish_seconds.clone(),
+        );
+        let mut in_registry = Registering(&mut registry);
+        Self {
+            published: in_registry.counter("events_published", "Events accepted by the broker"),
+            duplicates: in_registry.counter("publish_duplicates", "Publications with a known id"),
+            publish_failures: in_registry
+                .counter("publish_failures", "Publications the broker could not take"),
+            publish_seconds,
+            ingested: in_registry.counter("events_ingested", "Entries that came from the broker"),
+            repeats: in_registry.counter("events_repeated", "Entries with an id just delivered"),
+            holes: in_registry.counter("holes_repaired", "Entries missing and read from the log"),
+            catch_ups: in_registry.counter("catch_ups", "Reads of the log for one subscriber"),
+            deliveries: in_registry.family("deliveries", "Events written to clients"),
+            connections: in_registry.family("connections", "Open connections"),
+            closed: in_registry.family("connections_closed", "Connections ended, by close code"),
+            resets: in_registry.counter("resets", "Subscribers told that they missed something"),
+            subscriptions: in_registry.gauge("subscriptions", "Subscriptions of open connections"),
+            channels: in_registry.gauge("channels", "Channels this node listens to"),
+            broker_up: in_registry.gauge("broker_up", "1 while the broker can be reached"),
+            registry,
+        }
+    }
+
+    /// All of them in the Prometheus text format.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string cannot fail");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+struct Registering<'a>(&'a mut Registry);
+
+impl Registering<'_> {
+    fn counter(&mut self, name: &str, help: &str) -> Counter {
+        let counter = Counter::default();
+        self.0.register(name, help, counter.clone());
+        counter
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
+        let gauge = Gauge::default();
+        self.0.register(name, help, gauge.clone());
+        gauge
+    }
+
+    fn family<L, M>(&mut self, name: &str, help: &str) -> Family<L, M>
+    where
+        Family<L, M>: prometheus_client::registry::Metric,
+        L: Clone + std::hash::Hash + Eq,
+        M: Default,
+    {
+        let family = Family::<L, M>::default();
+        self.0.register(name, help, family.clone());
+        family
+    }
+}

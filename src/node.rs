@@ -1,0 +1,275 @@
+//! This process's share of the cluster: its verbs are publish, attach, read.
+//!
+//! The node stands between clients and the broker. It knows channels, positions and entries; it
+//! knows no socket, no JSON and no token.
+
+pub mod hub;
+pub mod log;
+
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use self::{hub::Hub, log::RingLimits};
+pub use self::{
+    hub::{Hold, PAGE},
+    log::{Batch, LogEntry, Read, Reader, Tag},
+};
+use crate::{
+    broker::{Broker, BrokerError, Feed, Health, Incoming, Publication, Range, Receipt, Slice},
+    lifecycle::Stage,
+    metrics::Metrics,
+    protocol::{Channel, Position, frame::ResetReason},
+};
+
+/// Section `[node]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// What this node is called in logs and to clients; drawn at start when empty.
+    pub name: String,
+    /// Frames kept ready per channel. A reader further behind is served from the broker's log.
+    pub ring_events: NonZeroUsize,
+    /// The same in bytes, per channel.
+    pub ring_bytes: NonZeroUsize,
+    /// How often the heads of the open channels are compared with the broker's: a last message that
+    /// got lost on the way is found within this time.
+    #[serde(with = "humantime_serde")]
+    pub head_check: Duration,
+    /// How long a channel stays open after its last subscriber left.
+    #[serde(with = "humantime_serde")]
+    pub linger: Duration,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            ring_events: NonZeroUsize::new(1024).expect("not zero"),
+            ring_bytes: NonZeroUsize::new(1 << 20).expect("not zero"),
+            head_check: Duration::from_secs(2),
+            linger: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Section `[dedup]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DedupConfig {
+    /// A message id is recognised for this long after it was first published.
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+    /// Ids this node remembers of what it delivered, over all channels.
+    pub delivered_ids: NonZeroUsize,
+}
+
+impl Default for DedupConfig {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(120),
+            delivered_ids: NonZeroUsize::new(100_000).expect("not zero"),
+        }
+    }
+}
+
+/// One gateway process among others.
+#[derive(Debug)]
+pub struct Node {
+    name: Arc<str>,
+    broker: Arc<dyn Broker>,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+}
+
+impl Node {
+    /// Starts to listen to the broker.
+    pub fn start(
+        config: &NodeConfig,
+        dedup: &DedupConfig,
+        (broker, feed): (Arc<dyn Broker>, Feed),
+        metrics: Arc<Metrics>,
+        stage: &Stage,
+    ) -> Arc<Self> {
+        let ring = RingLimits { events: config.ring_events.get(), bytes: config.ring_bytes.get() };
+        let window = (dedup.delivered_ids, dedup.window);
+        let hub = Hub::new(Arc::clone(&broker), ring, window, Arc::clone(&metrics), stage.clone());
+        let name = if config.name.is_empty() {
+            format!("node-{:04x}", rand::random::<u16>()).into()
+        } else {
+            config.name.as_str().into()
+        };
+        let node = Arc::new(Self { name, broker, hub, metrics });
+        stage.spawn("pump", pump(Arc::clone(&node), feed, stage.clone()));
+        let keep = keep_house(Arc::clone(&node), config.clone(), stage.clone());
+        stage.spawn("housekeeping", keep);
+        node
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Whether the broker can be reached.
+    pub fn health(&self) -> Health {
+        self.broker.health()
+    }
+
+    /// Appends each publication to its channel's log; one answer for each, in the same order.
+    pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Receipt, BrokerError>> {
+        let begin = Instant::now();
+        let receipts = self.broker.publish(batch).await;
+        self.metrics.publish_seconds.observe(begin.elapsed().as_secs_f64());
+        for receipt in &receipts {
+            match receipt {
+                Ok(receipt) if receipt.duplicate => self.metrics.duplicates.inc(),
+                Ok(_) => self.metrics.published.inc(),
+                Err(_) => self.metrics.publish_failures.inc(),
+            };
+        }
+        receipts
+    }
+
+    /// Opens a channel for a reader who holds `since`, and tells where it is to begin.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn attach(
+        &self,
+        channel: &Channel,
+        since: Option<Position>,
+    ) -> Result<(Hold, Start), BrokerError> {
+        let hold = self.hub.enter(channel).await?;
+        let start = self.place(&hold, since).await?;
+        Ok((hold, start))
+    }
+
+    /// Reads a piece of a channel's log.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn read(
+        &self,
+        channel: &Channel,
+        range: Range,
+        limit: usize,
+    ) -> Result<Slice, BrokerError> {
+        self.broker.read(channel, range, limit).await
+    }
+
+    /// Hears that a channel's log stands at `position`.
+    pub fn heard_of(&self, channel: &Channel, position: Position) {
+        self.hub.heard_of(channel, position);
+    }
+
+    /// The open channels with the number of their readers here.
+    pub fn occupied(&self) -> Vec<(Channel, usize)> {
+        self.hub.occupied()
+    }
+
+    async fn place(&self, hold: &Hold, since: Option<Position>) -> Result<Start, BrokerError> {
+        let head = hold.log().head().unwrap_or(Position::new(crate::protocol::Epoch::new(0), 0));
+        let Some(since) = since else {
+            return Ok(Start { cursor: head, head, lost: None, recovered: false });
+        };
+        let lost = |reason| Start { cursor: head, head, lost: Some(reason), recovered: false };
+        if since.epoch != head.epoch {
+            return Ok(lost(ResetReason::Epoch));
+        }
+        if head.offset < since.offset {
+            // This node may lag behind the one that sent the position: the broker knows better.
+            return self.place_ahead(hold, since).await;
+        }
+        if !hold.log().covers(since.offset) {
+            hold.fill_back_to(&*self.broker, since.offset).await?;
+        }
+        if !hold.log().covers(since.offset) && !self.is_kept(hold, since).await? {
+            return Ok(lost(ResetReason::Expired));
+        }
+        Ok(Start { cursor: since, head, lost: None, recovered: true })
+    }
+
+    async fn place_ahead(&self, hold: &Hold, since: Position) -> Result<Start, BrokerError> {
+        let slice = self.broker.read(hold.log().channel(), Range::After(since.offset), 1).await?;
+        let head = Position::new(slice.epoch, slice.head);
+        self.hub.heard_of(hold.log().channel(), head);
+        if slice.epoch == since.epoch && since.offset <= slice.head {
+            return Ok(Start { cursor: since, head, lost: None, recovered: true });
+        }
+        Ok(Start { cursor: head, head, lost: Some(ResetReason::Epoch), recovered: false })
+    }
+
+    async fn is_kept(&self, hold: &Hold, since: Position) -> Result<bool, BrokerError> {
+        let slice = self.broker.read(hold.log().channel(), Range::After(since.offset), 1).await?;
+        let next = slice.events.first().map(|(offset, _)| *offset);
+        Ok(slice.epoch == since.epoch && next == Some(since.offset + 1))
+    }
+}
+
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Behind this.
+    pub cursor: Position,
+    /// The log's head at that moment.
+    pub head: Position,
+    /// Something the reader missed is gone.
+    pub lost: Option<ResetReason>,
+    /// Everything the reader missed is there.
+    pub recovered: bool,
+}
+
+/// Takes what comes up from the broker.
+async fn pump(node: Arc<Node>, mut feed: Feed, stage: Stage) {
+    loop {
+        let news = tokio::select! {
+            news = feed.recv() => news,
+            () = stage.stopping().cancelled() => return,
+        };
+        match news {
+            None => return,
+            Some(Incoming::Entry(entry)) => node.hub.ingest(entry),
+            Some(Incoming::Head { channel, position }) => node.hub.heard_of(&channel, position),
+            // The housekeeping would find the holes too, a little later.
+            Some(Incoming::Interrupted) => {
+                let _ = node.hub.verify().await;
+            }
+        }
+    }
+}
+
+/// Compares heads, gives up idle channels, and watches whether the broker is there.
+async fn keep_house(node: Arc<Node>, config: NodeConfig, stage: Stage) {
+    let mut checks = interval(config.head_check);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_up = None;
+    loop {
+        tokio::select! {
+            _ = checks.tick() => {}
+            () = stage.stopping().cancelled() => return,
+        }
+        let health = node.health();
+        let up = health == Health::Up;
+        node.metrics.broker_up.set(i64::from(up));
+        match health {
+            Health::Up if was_up == Some(false) => info!("the broker can be reached again"),
+            Health::Down { reason } if was_up != Some(false) => {
+                warn!(%reason, "the broker cannot be reached: publishes are refused, readers wait");
+            }
+            Health::Up | Health::Down { .. } => {}
+        }
+        was_up = Some(up);
+        if up {
+            let _ = node.hub.verify().await;
+        }
+        node.hub.give_up_idle(config.linger).await;
+    }
+}

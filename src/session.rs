@@ -1,0 +1,319 @@
+//! The rules of one client: what it may ask for next, and how far it has read.
+//!
+//! Pure: no socket, no clock, no broker, nothing to wait for. A session has no queue; its backlog is
+//! the distance between a cursor and the head of its log. `L` is what ties a subscription to its
+//! log; the session keeps it and never looks into it.
+
+mod allowance;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::allowance::Allowance;
+use crate::protocol::{
+    Channel, ClientFrame, Draft, ErrorCode, Position, Positions, ServerFrame, SessionId,
+    frame::{RequestId, ResetReason},
+};
+
+/// Section `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Channels one session may be subscribed to.
+    pub subscriptions: usize,
+    /// Bytes of one event's data.
+    pub event_bytes: usize,
+    /// Bytes of one WebSocket message.
+    pub frame_bytes: usize,
+    /// Bytes of one HTTP request body.
+    pub body_bytes: usize,
+    /// Events in one batch, and channels in one publish call.
+    pub batch_events: usize,
+    /// Events in one answer of the history.
+    pub history_events: usize,
+    /// Frames a client may send per second, on average.
+    pub frames_per_second: u32,
+    /// Frames a client may send at once.
+    pub frames_burst: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            subscriptions: 128,
+            event_bytes: 256 << 10,
+            frame_bytes: 320 << 10,
+            body_bytes: 8 << 20,
+            batch_events: 1000,
+            history_events: 1000,
+            frames_per_second: 100,
+            frames_burst: 200,
+        }
+    }
+}
+
+/// One logical client.
+#[derive(Debug)]
+pub struct Session<L> {
+    id: SessionId,
+    subscriptions: Vec<Subscription<L>>,
+    next_tag: u32,
+}
+
+/// A channel that a session reads.
+#[derive(Debug)]
+pub struct Subscription<L> {
+    /// Its number within the session; never given twice, so that late news find nobody.
+    pub tag: u32,
+    /// Which.
+    pub channel: Channel,
+    /// How far it was delivered.
+    pub cursor: Position,
+    /// There is something behind the cursor that was not delivered on the spot.
+    pub behind: bool,
+    /// What ties it to the log.
+    pub link: L,
+}
+
+impl<L> Subscription<L> {
+    /// Whether everything up to `position` was delivered.
+    pub fn holds(&self, position: Position) -> bool {
+        self.cursor.epoch == position.epoch && position.offset <= self.cursor.offset
+    }
+}
+
+/// What a frame asks for, once the rules allow it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Open the channel and deliver it.
+    Subscribe {
+        /// The request's number.
+        id: Option<RequestId>,
+        /// What to deliver.
+        channel: Channel,
+        /// The last position the client holds.
+        since: Option<Position>,
+    },
+    /// Deliver it no longer.
+    Unsubscribe {
+        /// The request's number.
+        id: Option<RequestId>,
+        /// What not to deliver.
+        channel: Channel,
+    },
+    /// Append an event.
+    Publish {
+        /// The request's number.
+        id: Option<RequestId>,
+        /// Where to.
+        channel: Channel,
+        /// The event.
+        draft: Draft,
+    },
+    /// Read a channel's log once.
+    History {
+        /// The request's number.
+        id: Option<RequestId>,
+        /// Which log.
+        channel: Channel,
+        /// Behind this position.
+        since: Option<Position>,
+        /// At most so many events.
+        limit: usize,
+    },
+}
+
+impl<L> Session<L> {
+    /// A session that reads nothing yet.
+    pub fn new(id: SessionId) -> Self {
+        Self { id, subscriptions: Vec::new(), next_tag: 0 }
+    }
+
+    /// Which it is.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Takes the id the client had before.
+    pub fn resume(&mut self, id: SessionId) {
+        self.id = id;
+    }
+
+    /// What a frame asks for; none when it asks for nothing.
+    ///
+    /// # Errors
+    /// With the frame that refuses it.
+    pub fn request(
+        &self,
+        frame: ClientFrame,
+        limits: &LimitsConfig,
+    ) -> Result<Option<Request>, ServerFrame> {
+        let refused = |id, code, message: String| Err(ServerFrame::Error { id, code, message });
+        match frame {
+            ClientFrame::Pong => Ok(None),
+            ClientFrame::Connect { id, .. } => refused(
+                id,
+                ErrorCode::Malformed,
+                "connect is the first frame of a connection or none".to_owned(),
+            ),
+            ClientFrame::Subscribe { id, channel, since } => {
+                if self.reads(&channel) {
+                    let message = format!("this session is subscribed to {channel} already");
+                    return refused(id, ErrorCode::AlreadySubscribed, message);
+                }
+                if limits.subscriptions <= self.subscriptions.len() {
+                    let most = limits.subscriptions;
+                    let message = format!("a session may have {most} subscriptions");
+                    return refused(id, ErrorCode::LimitExceeded, message);
+                }
+                Ok(Some(Request::Subscribe { id, channel, since }))
+            }
+            ClientFrame::Unsubscribe { id, channel } => {
+                if !self.reads(&channel) {
+                    let message = format!("this session is not subscribed to {channel}");
+                    return refused(id, ErrorCode::NotSubscribed, message);
+                }
+                Ok(Some(Request::Unsubscribe { id, channel }))
+            }
+            ClientFrame::Publish { id, channel, draft } => {
+                let (len, most) = (draft.data.len(), limits.event_bytes);
+                if most < len {
+                    let message = format!("the data has {len} bytes, an event may have {most}");
+                    return refused(id, ErrorCode::TooLarge, message);
+                }
+                Ok(Some(Request::Publish { id, channel, draft }))
+            }
+            ClientFrame::History { id, channel, since, limit } => {
+                let limit = limit.unwrap_or(100).min(limits.history_events);
+                Ok(Some(Request::History { id, channel, since, limit }))
+            }
+        }
+    }
+
+    /// Begins to read a channel behind `cursor`. Returns the subscription's tag.
+    pub fn open(&mut self, channel: Channel, cursor: Position, link: L) -> u32 {
+        let tag = self.next_tag;
+        self.next_tag = self.next_tag.wrapping_add(1);
+        // Most sessions read one channel: no room for four.
+        self.subscriptions.reserve_exact(1);
+        self.subscriptions.push(Subscription { tag, channel, cursor, behind: true, link });
+        tag
+    }
+
+    /// Ends reading a channel.
+    pub fn close(&mut self, channel: &Channel) -> Option<Subscription<L>> {
+        let index = self.subscriptions.iter().position(|s| s.channel == *channel)?;
+        Some(self.subscriptions.remove(index))
+    }
+
+    /// Ends reading everything.
+    pub fn close_all(&mut self) -> Vec<Subscription<L>> {
+        std::mem::take(&mut self.subscriptions)
+    }
+
+    /// The subscription with this tag.
+    pub fn get_mut(&mut self, tag: u32) -> Option<&mut Subscription<L>> {
+        self.subscriptions.iter_mut().find(|subscription| subscription.tag == tag)
+    }
+
+    /// How many channels it reads.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions.len()
+    }
+
+    /// A subscription that has something undelivered, other than `not`.
+    pub fn behind(&mut self, not: Option<u32>) -> Option<&mut Subscription<L>> {
+        self.subscriptions.iter_mut().find(|s| s.behind && Some(s.tag) != not)
+    }
+
+    /// Passes over what cannot be delivered any more, and the frame that says so.
+    pub fn reset(&mut self, tag: u32, to: Position, reason: ResetReason) -> Option<ServerFrame> {
+        let subscription = self.get_mut(tag)?;
+        subscription.cursor = to;
+        Some(ServerFrame::Reset { channel: subscription.channel.clone(), position: to, reason })
+    }
+
+    /// Where the session stands in all its channels.
+    pub fn positions(&self) -> Positions {
+        self.positions_with(u32::MAX, None)
+    }
+
+    /// Where it will stand once `tag` was delivered up to `position`.
+    pub fn positions_with(&self, tag: u32, position: impl Into<Option<Position>>) -> Positions {
+        let position = position.into();
+        let place = |s: &Subscription<L>| position.filter(|_| s.tag == tag).unwrap_or(s.cursor);
+        match self.subscriptions.as_slice() {
+            [only] => Positions::One(place(only)),
+            many => Positions::Many(many.iter().map(|s| (s.channel.clone(), place(s))).collect()),
+        }
+    }
+
+    fn reads(&self, channel: &Channel) -> bool {
+        self.subscriptions.iter().any(|subscription| subscription.channel == *channel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Epoch;
+
+    fn session_on(channels: &[&str]) -> Session<()> {
+        let mut session = Session::new(SessionId::generate());
+        for channel in channels {
+            session.open(channel.parse().unwrap(), at(3), ());
+        }
+        session
+    }
+
+    fn at(offset: u64) -> Position {
+        Position::new(Epoch::new(35), offset)
+    }
+
+    fn refusal(session: &Session<()>, frame: &str) -> ErrorCode {
+        let limits = LimitsConfig { subscriptions: 2, event_bytes: 4, ..LimitsConfig::default() };
+        match session.request(ClientFrame::parse(frame).unwrap(), &limits) {
+            Err(ServerFrame::Error { code, .. }) => code,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_channel_is_subscribed_to_once() {
+        let session = session_on(&["news"]);
+        let code = refusal(&session, r#"{"type":"subscribe","channel":"news"}"#);
+        assert_eq!(code, ErrorCode::AlreadySubscribed);
+    }
+
+    #[test]
+    fn one_subscription_more_than_the_limit_is_refused() {
+        let session = session_on(&["a", "b"]);
+        let code = refusal(&session, r#"{"type":"subscribe","channel":"c"}"#);
+        assert_eq!(code, ErrorCode::LimitExceeded);
+    }
+
+    #[test]
+    fn only_what_is_subscribed_can_be_left() {
+        let code = refusal(&session_on(&["a"]), r#"{"type":"unsubscribe","channel":"b"}"#);
+        assert_eq!(code, ErrorCode::NotSubscribed);
+    }
+
+    #[test]
+    fn an_event_over_the_limit_is_refused_before_anybody_sees_it() {
+        let code = refusal(&session_on(&[]), r#"{"type":"publish","channel":"b","data":"abc"}"#);
+        assert_eq!(code, ErrorCode::TooLarge);
+    }
+
+    #[test]
+    fn a_session_of_one_channel_tells_a_bare_position() {
+        assert_eq!(session_on(&["a"]).positions().to_string(), "z-3");
+        assert_eq!(session_on(&["a", "b"]).positions().to_string(), "a~z-3,b~z-3");
+    }
+
+    #[test]
+    fn a_reset_moves_the_cursor_to_where_delivery_goes_on() {
+        let mut session = session_on(&["a"]);
+        let tag = session.behind(None).unwrap().tag;
+        assert!(session.reset(tag, at(9), ResetReason::Expired).is_some());
+        assert!(session.get_mut(tag).is_some_and(|s| s.holds(at(9)) && !s.holds(at(10))));
+    }
+}
