@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, Publication, Receipt},
-    protocol::{Channel, Draft, ErrorCode, MessageId, Position, frame::draft},
+    protocol::{
+        Channel, Draft, ErrorCode, MessageId, Position,
+        frame::{draft, present},
+    },
 };
 
 /// An event as a backend service sends it.
@@ -25,6 +28,7 @@ struct Body {
     channels: Option<Vec<String>>,
     id: Option<String>,
     name: Option<String>,
+    #[serde(default, deserialize_with = "present")]
     data: Option<Box<RawValue>>,
 }
 

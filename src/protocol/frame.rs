@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
@@ -113,8 +113,18 @@ struct Fields<'a> {
     name: Option<String>,
     message_id: Option<String>,
     limit: Option<usize>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
+}
+
+/// A field that may be absent, but is there when it is `null`.
+///
+/// # Errors
+/// Those of the field itself.
+pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 type Refusal = (ErrorCode, String);
@@ -389,6 +399,12 @@ mod tests {
         assert_eq!((err.id, err.code, err.fatal), (Some(8), ErrorCode::UnknownType, false));
         let err = refused(r#"{"type":"publish","id":9,"channel":"a"}"#);
         assert_eq!((err.id, err.code, err.fatal), (Some(9), ErrorCode::Malformed, false));
+    }
+
+    #[test]
+    fn null_is_data_too() {
+        let frame = ClientFrame::parse(r#"{"type":"publish","channel":"a","data":null}"#);
+        assert!(matches!(frame, Ok(ClientFrame::Publish { draft, .. }) if draft.data.len() == 4));
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! Behaviour, seen from outside. One binary; a file per behaviour.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
+mod bad_input;
 mod broker_contract;
+mod delivery;
+mod shutdown;
+mod slow_reader;
 mod support;
+mod tls;

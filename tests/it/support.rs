@@ -1,3 +1,5 @@
 //! What the tests lean on: private servers, clients, and waiting without sleeping.
 
+pub(crate) mod client;
 pub(crate) mod eventually;
+pub(crate) mod gateway;
