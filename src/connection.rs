@@ -143,8 +143,18 @@ pub struct Connection {
     decoder: Option<Box<Inbound>>,
     /// What is being done for the client.
     work: Option<Work>,
-    /// The socket is full.
-    blocked: bool,
+    pace: Pace,
+}
+
+/// What writing on depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// News.
+    Idle,
+    /// Room in the socket.
+    Blocked,
+    /// Nothing, but others come first.
+    More,
 }
 
 impl fmt::Debug for Connection {
@@ -212,7 +222,7 @@ impl Connection {
             heartbeat,
             decoder: None,
             work: None,
-            blocked: false,
+            pace: Pace::Idle,
         }
     }
 
@@ -242,7 +252,8 @@ impl Connection {
             // Nothing here is lost when another arm wins: each only waits, what follows acts.
             let step = tokio::select! {
                 () = self.client.wake.notified() => Step::Write,
-                () = self.client.socket.writable(), if self.blocked => Step::Write,
+                () = self.client.socket.writable(), if self.pace == Pace::Blocked => Step::Write,
+                () = tokio::task::yield_now(), if self.pace == Pace::More => Step::Write,
                 () = self.client.socket.readable(), if self.listens() => Step::Read,
                 () = finished(&mut self.work) => Step::WorkDone,
                 beat = self.heartbeat.next() => Step::Beat(beat),
@@ -268,11 +279,11 @@ impl Connection {
     }
 
     fn write_due(&mut self) -> Result<(), CloseCode> {
-        self.blocked = false;
+        self.pace = Pace::Idle;
         match self.client.write_due() {
             Due::Nothing => {}
-            Due::Blocked => self.blocked = true,
-            Due::More => self.client.wake.notify_one(),
+            Due::Blocked => self.pace = Pace::Blocked,
+            Due::More => self.pace = Pace::More,
             Due::CatchUp(_) if self.work.is_some() => {}
             Due::CatchUp(tag) => {
                 self.work = Some(Box::pin(requests::catch_up(Arc::clone(&self.client), tag)));

@@ -2,16 +2,15 @@
 //!
 //! Every event gets its id here, so a batch whose answer was lost is sent again and stored once.
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{collections::HashMap, io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use serde::Deserialize;
-use serde_json::{Value, json, value::RawValue};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use super::Target;
-use crate::protocol::MessageId;
+use crate::protocol::{Data, MessageId};
 
 #[derive(Args, Debug)]
 pub(super) struct PublishArgs {
@@ -60,6 +59,16 @@ struct Sender<'a> {
     args: &'a PublishArgs,
 }
 
+/// An event on its way, its data to the letter as it was given.
+#[derive(Serialize)]
+struct Event<'a> {
+    channel: &'a str,
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    data: Data,
+}
+
 /// What the gateway answers for one event.
 #[derive(Deserialize)]
 struct Outcome {
@@ -78,16 +87,9 @@ impl<'a> Sender<'a> {
         Self { http: reqwest::Client::new(), args }
     }
 
-    fn event(&self, id: String, data: &str) -> Value {
-        let data = match serde_json::from_str::<Box<RawValue>>(data) {
-            Ok(raw) => json!(raw),
-            Err(_) => json!(data),
-        };
-        let mut event = json!({ "channel": self.args.channel, "id": id, "data": data });
-        if let Some(name) = &self.args.name {
-            event["name"] = json!(name);
-        }
-        event
+    fn event(&self, id: String, line: &str) -> Event<'a> {
+        let Self { args: PublishArgs { channel, name, .. }, .. } = self;
+        Event { channel, id, name: name.as_deref(), data: Data::lenient(line) }
     }
 
     async fn publish_lines(&self) -> anyhow::Result<ExitCode> {
@@ -121,7 +123,7 @@ impl<'a> Sender<'a> {
     async fn next_batch(
         &self,
         lines: &mut tokio::io::Lines<BufReader<tokio::io::Stdin>>,
-    ) -> anyhow::Result<Vec<Value>> {
+    ) -> anyhow::Result<Vec<Event<'a>>> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         while batch.len() < BATCH && bytes < BATCH_BYTES {
@@ -143,9 +145,9 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends until there is an answer.
-    async fn send(&self, events: Vec<Value>) -> anyhow::Result<Vec<Outcome>> {
+    async fn send(&self, events: Vec<Event<'a>>) -> anyhow::Result<Vec<Outcome>> {
         let url = self.args.target.join("/api/publish/batch");
-        let body = json!({ "events": events });
+        let body = HashMap::from([("events", events)]);
         let mut pause = PAUSES.0;
         let mut told = false;
         for _ in 0..TRIES {

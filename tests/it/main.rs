@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod broker_contract;
+mod cli;
 mod delivery;
 mod shutdown;
 mod slow_reader;

@@ -41,6 +41,10 @@ impl Ws {
         self.send_raw(Message::text(frame.to_string())).await;
     }
 
+    pub(crate) async fn try_send(&mut self, frame: Value) -> Result<(), tungstenite::Error> {
+        self.stream.send(Message::text(frame.to_string())).await
+    }
+
     pub(crate) async fn send_raw(&mut self, message: Message) {
         self.stream.send(message).await.unwrap();
     }
@@ -73,7 +77,8 @@ impl Ws {
                 Some(Ok(Message::Text(text))) => {
                     let frame: Value = serde_json::from_str(&text).unwrap();
                     match frame["type"].as_str() {
-                        Some("ping") => self.send(json!({ "type": "pong" })).await,
+                        // A client that is being cut off need not answer.
+                        Some("ping") => drop(self.try_send(json!({ "type": "pong" })).await),
                         Some("welcome") => {}
                         _ => return Ok(frame),
                     }
