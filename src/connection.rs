@@ -245,6 +245,8 @@ impl Connection {
     }
 
     async fn serve(&mut self) -> CloseCode {
+        // A client may ask for something right behind its handshake.
+        self.next_request();
         loop {
             if let Err(code) = self.write_due() {
                 return code;

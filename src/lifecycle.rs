@@ -51,7 +51,6 @@ pub struct Stage {
 impl Stage {
     /// Starts a task. It has to end soon after [`stopping`](Self::stopping) is cancelled.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        #[expect(clippy::disallowed_methods, reason = "this is where tasks are tracked")]
         self.tasks.spawn(task.instrument(info_span!("task", name)));
     }
 

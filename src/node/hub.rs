@@ -52,7 +52,7 @@ pub struct Hub {
     delivered: Delivered,
     metrics: Arc<Metrics>,
     stage: Stage,
-    this: Weak<Hub>,
+    this: Weak<Self>,
 }
 
 impl Hub {

@@ -2,6 +2,10 @@
 //! a break.
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::support::{
     client::{Sse, Ws},
@@ -278,5 +282,45 @@ async fn a_crowd_of_readers_gets_all_of_a_rapid_channel() {
     }
     for reader in reading {
         soon("a reader has all of it", reader).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_carried_calls_before_becomes_a_stream() {
+    let gateway = TestGateway::start().await;
+    let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
+    let body = r#"{"channel":"news","data":1}"#;
+    for _ in 0..2 {
+        let len = body.len();
+        let call =
+            format!("POST /api/publish HTTP/1.1\r\nhost: x\r\ncontent-length: {len}\r\n\r\n");
+        socket.write_all(format!("{call}{body}").as_bytes()).await.unwrap();
+        read_until(&mut socket, "\"duplicate\":false}").await;
+    }
+    socket.write_all(b"GET /events?channel=news HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    read_until(&mut socket, "event: open").await;
+    Api::of(gateway.addr).publish("news", "after").await;
+    read_until(&mut socket, "\"after\"").await;
+}
+
+#[tokio::test]
+async fn a_frame_sent_right_behind_the_handshake_is_heard() {
+    let gateway = TestGateway::start().await;
+    let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
+    let head = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+                sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let text = br#"{"type":"subscribe","channel":"news"}"#;
+    let mut bytes = head.as_bytes().to_vec();
+    bytes.extend([0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0]);
+    bytes.extend(text);
+    socket.write_all(&bytes).await.unwrap();
+    read_until(&mut socket, "subscribed").await;
+}
+
+async fn read_until(socket: &mut TcpStream, text: &str) {
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains(text) {
+        let len = soon(format!("{text} comes"), socket.read_buf(&mut seen)).await.unwrap();
+        assert_ne!(len, 0, "the gateway hung up after {}", String::from_utf8_lossy(&seen));
     }
 }
