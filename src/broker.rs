@@ -6,6 +6,7 @@
 //! and one suite (tests/it/broker_contract.rs) holds all three to them.
 
 pub mod memory;
+pub mod postgres;
 
 use std::{collections::HashMap, fmt, time::Duration};
 

@@ -1,0 +1,224 @@
+//! PostgreSQL keeps the logs: tables of the schema `crossfade`, and NOTIFY as the bell.
+//!
+//! The tables are the truth, a notification only says that there is something to read. Channels'
+//! heads are raised by gateways alone, in short transactions that commit many publications at once;
+//! what other programs publish with `crossfade.publish` waits in an outbox, so that no transaction
+//! of theirs is ever waited for.
+
+mod config;
+mod ears;
+mod listener;
+mod logs;
+mod note;
+mod pool;
+mod pruner;
+mod schema;
+mod sequencer;
+mod session;
+mod tls;
+mod trouble;
+mod vitals;
+mod writers;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::{sync::mpsc, time::timeout};
+
+pub use self::config::{ConnectionUrl, PostgresConfig};
+use self::{
+    ears::Ears,
+    listener::{Listener, Probe},
+    pool::Pool,
+    pruner::{Grown, Pruner},
+    sequencer::{Seat, Sequencer},
+    session::Target,
+    trouble::{Backoff, Trouble},
+    vitals::Vitals,
+    writers::{Inlet, Writer},
+};
+use super::{
+    Broker, BrokerError, FEED_CAPACITY, Feed, Health, Publication, Range, Receipt,
+    Retentions, Slice,
+};
+use crate::{
+    lifecycle::Stage,
+    protocol::{Channel, Position},
+};
+
+/// Publishes committed at the same time. More would only wait for each other: a commit that
+/// notifies holds a lock on the whole database.
+const WRITERS: usize = 2;
+
+/// Keeps the logs in PostgreSQL.
+#[derive(Debug)]
+pub struct PostgresBroker {
+    inlet: Inlet,
+    pool: Pool,
+    ears: Arc<Ears>,
+    vitals: Arc<Vitals>,
+    timeout: Duration,
+}
+
+impl PostgresBroker {
+    /// Starts to connect, and returns at once, whether the server is there or not:
+    /// [`health`](Broker::health) tells.
+    ///
+    /// # Errors
+    /// When the configuration can never work.
+    pub fn connect(
+        config: &PostgresConfig,
+        retentions: Arc<Retentions>,
+        stage: &Stage,
+    ) -> Result<(Self, Feed), BrokerError> {
+        let (target, direct) = targets(config).map_err(|reason| BrokerError::Refused {
+            broker: "PostgreSQL".to_owned(),
+            reason: format!("broker.postgres: {reason}"),
+        })?;
+        let vitals = Arc::new(Vitals::new(target.label()));
+        let pool = Pool::new(&target, config.pool_size).map_err(|why| vitals.refused(why))?;
+        let (inlet, outlet) = writers::queue(Arc::clone(&vitals), config.timeout);
+        let (feed, receiver) = mpsc::channel(FEED_CAPACITY);
+        let (ears, probe) = (Arc::new(Ears::new()), Arc::new(Probe::new()));
+        let (grown, seat) = (Arc::new(Mutex::new(Grown::default())), Arc::new(Seat::default()));
+        let backoff = Backoff::new(config.reconnect_min, config.reconnect_max);
+        for which in 0..WRITERS {
+            let writer = Writer {
+                which,
+                target: target.clone(),
+                outlet: outlet.clone(),
+                vitals: Arc::clone(&vitals),
+                retentions: Arc::clone(&retentions),
+                grown: Arc::clone(&grown),
+                backoff: backoff.clone(),
+            };
+            until_stopped(stage, "postgres writer", writer.run());
+        }
+        let listener = Listener {
+            target: direct.clone(),
+            pool: pool.clone(),
+            ears: Arc::clone(&ears),
+            probe: Arc::clone(&probe),
+            feed,
+            vitals: Arc::clone(&vitals),
+            backoff: backoff.clone(),
+            polled: Default::default(),
+        };
+        until_stopped(stage, "postgres listener", listener.run());
+        let ringing = pool.clone();
+        until_stopped(stage, "postgres probe", async move { probe.keep_ringing(&ringing).await });
+        let sequencer = Sequencer {
+            target: direct,
+            ears: Arc::clone(&ears),
+            seat: Arc::clone(&seat),
+            vitals: Arc::clone(&vitals),
+            retentions: Arc::clone(&retentions),
+            notify: config.notify_on_sql_publish,
+            poll_min: config.poll_min,
+            poll_max: config.poll_max,
+            backoff,
+        };
+        until_stopped(stage, "postgres sequencer", sequencer.run());
+        let every = config.prune_interval;
+        let pruner = Pruner { pool: pool.clone(), retentions, grown, seat, every, walked_to: 0 };
+        until_stopped(stage, "postgres pruner", pruner.run());
+        let (closing, stopping) = (pool.clone(), stage.stopping().clone());
+        stage.spawn("postgres pool", async move {
+            stopping.cancelled().await;
+            closing.close();
+        });
+        Ok((Self { inlet, pool, ears, vitals, timeout: config.timeout }, receiver))
+    }
+
+    /// Within the timeout, and trouble put into words for the caller.
+    async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, BrokerError> {
+        let answer = timeout(self.timeout, call).await;
+        let answer = answer.unwrap_or(Err(Trouble::Slow(self.timeout)));
+        answer.map_err(|trouble| self.vitals.unavailable(trouble))
+    }
+}
+
+#[async_trait]
+impl Broker for PostgresBroker {
+    async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Receipt, BrokerError>> {
+        self.inlet.append(batch).await
+    }
+
+    async fn subscribe(&self, channel: &Channel) -> Result<Position, BrokerError> {
+        let before = self.ears.add(channel);
+        let head = self.within(async {
+            let (head, shard) = logs::open(&self.pool, channel).await?;
+            if self.ears.assign(channel, shard, before) {
+                return Ok(head);
+            }
+            // What came between that look and the LISTEN was heard by nobody: look again.
+            self.ears.confirmed(shard).await;
+            logs::open(&self.pool, channel).await.map(|(head, _)| head)
+        });
+        let head = head.await;
+        if head.is_err() && before.new {
+            self.ears.remove(channel);
+        }
+        head
+    }
+
+    async fn unsubscribe(&self, channel: &Channel) {
+        self.ears.remove(channel);
+    }
+
+    async fn read(
+        &self,
+        channel: &Channel,
+        range: Range,
+        limit: usize,
+    ) -> Result<Slice, BrokerError> {
+        self.within(async {
+            if let Some(slice) = logs::read(&self.pool, channel, range, limit).await? {
+                return Ok(slice);
+            }
+            let (head, _) = logs::open(&self.pool, channel).await?;
+            Ok(Slice { epoch: head.epoch, head: head.offset, events: Vec::new() })
+        })
+        .await
+    }
+
+    async fn verify(&self, known: &[(Channel, Position)]) -> Result<Vec<Position>, BrokerError> {
+        self.within(logs::verify(&self.pool, known)).await
+    }
+
+    fn health(&self) -> Health {
+        self.vitals.health()
+    }
+}
+
+/// The ways for calls and for listening.
+fn targets(config: &PostgresConfig) -> Result<(Target, Target), String> {
+    let Some(listen_url) = &config.listen_url else {
+        let target = Target::new(&config.url, config, true)?;
+        return Ok((target.clone(), target));
+    };
+    let target = Target::new(&config.url, config, false).map_err(|why| format!("url: {why}"))?;
+    let direct = Target::new(listen_url, config, true).map_err(|why| format!("listen_url: {why}"))?;
+    Ok((target, direct))
+}
+
+fn until_stopped(
+    stage: &Stage,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    let stopping = stage.stopping().clone();
+    stage.spawn(name, async move {
+        let _ = stopping.run_until_cancelled(task).await;
+    });
+}
+
+/// For the server, which counts in milliseconds.
+fn millis(duration: Duration) -> i64 {
+    // Half of what fits, so that adding it to a time of day never overflows.
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(i64::MAX / 2)
+}

@@ -1,0 +1,104 @@
+//! The schema `crossfade`: looked for on every new connection, created or brought up to date by the
+//! first that finds it missing or old.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, error::SqlState};
+
+use super::trouble::Trouble;
+
+/// What turned version n into n + 1. A released one never changes, and the tables it leaves have to
+/// serve the gateways of the version before: both run during a rolling update.
+const MIGRATIONS: [&[&str]; 1] = [&[
+    include_str!("sql/tables.sql"),
+    include_str!("sql/append.sql"),
+    include_str!("sql/publish.sql"),
+    include_str!("sql/log.sql"),
+]];
+
+const LOOK: &str = include_str!("sql/look.sql");
+
+/// PostgreSQL 15.
+const SERVER_VERSION_MIN: i32 = 150_000;
+
+/// Makes a new connection fit for use.
+pub(super) async fn prepare(client: &Client, limit: Option<Duration>) -> Result<(), Trouble> {
+    if let Some(limit) = limit {
+        client.batch_execute(&format!("set statement_timeout = {}", limit.as_millis())).await?;
+    }
+    let place = look(client).await?;
+    if place.version < MIGRATIONS.len() {
+        migrate(client, &place).await?;
+    }
+    Ok(())
+}
+
+struct Place {
+    version: usize,
+    role: String,
+    database: String,
+}
+
+async fn look(client: &Client) -> Result<Place, Trouble> {
+    let row = client.query_typed_one(LOOK, &[]).await.map_err(Trouble::from)?;
+    let encoding: &str = row.try_get(0)?;
+    let version: i32 = row.try_get(1)?;
+    let other = |text: String| Err(Trouble::Other(text));
+    if encoding != "UTF8" {
+        return other(format!("the database's encoding is {encoding}, it has to be UTF8"));
+    }
+    if version < SERVER_VERSION_MIN {
+        return other(format!("the server's version is {version}, it has to be 15 or newer"));
+    }
+    if row.try_get(2)? {
+        return other(
+            "the server is a standby that takes no writes: name the primary, or all hosts with \
+             target_session_attrs=read-write"
+                .to_owned(),
+        );
+    }
+    let (role, database) = (row.try_get(4)?, row.try_get(5)?);
+    let mut version = 0;
+    if row.try_get(3)? {
+        let sql = "select coalesce(max(version), 0) from crossfade.schema_version";
+        let found: i32 = client.query_typed_one(sql, &[]).await?.try_get(0)?;
+        version = usize::try_from(found).unwrap_or_default();
+    }
+    Ok(Place { version, role, database })
+}
+
+/// One transaction, under a lock: of many nodes that start together one does it, the others find
+/// it done.
+async fn migrate(client: &Client, place: &Place) -> Result<(), Trouble> {
+    let done = migrate_in_transaction(client).await;
+    if done.is_err() {
+        // What went wrong is known; when this fails too, the connection is gone and with it all.
+        let _ = client.batch_execute("rollback").await;
+    }
+    done.map_err(|trouble| match trouble {
+        Trouble::Server(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let Place { role, database, .. } = place;
+            Trouble::Other(format!(
+                "the role {role} may not create the schema crossfade: as the database's owner run \
+                 GRANT CREATE ON DATABASE {database} TO {role}, or CREATE SCHEMA crossfade \
+                 AUTHORIZATION {role}"
+            ))
+        }
+        trouble => trouble,
+    })
+}
+
+async fn migrate_in_transaction(client: &Client) -> Result<(), Trouble> {
+    client.batch_execute("begin; select pg_advisory_xact_lock(1668444019, 1)").await?;
+    let found = look(client).await?.version;
+    for (version, scripts) in MIGRATIONS.iter().enumerate().skip(found) {
+        for script in *scripts {
+            client.batch_execute(script).await?;
+        }
+        let note = format!("insert into crossfade.schema_version values ({})", version + 1);
+        client.batch_execute(&note).await?;
+    }
+    client.batch_execute("commit").await?;
+    tracing::info!(version = MIGRATIONS.len(), "installed the schema crossfade");
+    Ok(())
+}
