@@ -39,8 +39,8 @@ use self::{
     writers::{Inlet, Writer},
 };
 use super::{
-    Broker, BrokerError, FEED_CAPACITY, Feed, Health, Publication, Range, Receipt,
-    Retentions, Slice,
+    Broker, BrokerError, FEED_CAPACITY, Feed, Health, Publication, Range, Receipt, Retentions,
+    Slice,
 };
 use crate::{
     lifecycle::Stage,
@@ -77,7 +77,7 @@ impl PostgresBroker {
             reason: format!("broker.postgres: {reason}"),
         })?;
         let vitals = Arc::new(Vitals::new(target.label()));
-        let pool = Pool::new(&target, config.pool_size).map_err(|why| vitals.refused(why))?;
+        let pool = Pool::new(&target, config.pool_size).map_err(|why| vitals.refused(&why))?;
         let (inlet, outlet) = writers::queue(Arc::clone(&vitals), config.timeout);
         let (feed, receiver) = mpsc::channel(FEED_CAPACITY);
         let (ears, probe) = (Arc::new(Ears::new()), Arc::new(Probe::new()));
@@ -138,7 +138,7 @@ impl PostgresBroker {
     ) -> Result<T, BrokerError> {
         let answer = timeout(self.timeout, call).await;
         let answer = answer.unwrap_or(Err(Trouble::Slow(self.timeout)));
-        answer.map_err(|trouble| self.vitals.unavailable(trouble))
+        answer.map_err(|trouble| self.vitals.unavailable(&trouble))
     }
 }
 
@@ -180,8 +180,10 @@ impl Broker for PostgresBroker {
             if let Some(slice) = logs::read(&self.pool, channel, range, limit).await? {
                 return Ok(slice);
             }
-            let (head, _) = logs::open(&self.pool, channel).await?;
-            Ok(Slice { epoch: head.epoch, head: head.offset, events: Vec::new() })
+            // Created here or by another just now, who may have published already: read again.
+            logs::open(&self.pool, channel).await?;
+            let slice = logs::read(&self.pool, channel, range, limit).await?;
+            slice.ok_or_else(|| Trouble::Other(format!("the log of {channel} was deleted")))
         })
         .await
     }
@@ -202,7 +204,8 @@ fn targets(config: &PostgresConfig) -> Result<(Target, Target), String> {
         return Ok((target.clone(), target));
     };
     let target = Target::new(&config.url, config, false).map_err(|why| format!("url: {why}"))?;
-    let direct = Target::new(listen_url, config, true).map_err(|why| format!("listen_url: {why}"))?;
+    let direct =
+        Target::new(listen_url, config, true).map_err(|why| format!("listen_url: {why}"))?;
     Ok((target, direct))
 }
 

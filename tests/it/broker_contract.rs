@@ -1,6 +1,7 @@
 //! One suite, every broker: what `trait Broker` promises, on the real thing.
 
 mod memory;
+mod postgres;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

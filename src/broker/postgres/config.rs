@@ -70,7 +70,8 @@ impl ConnectionUrl {
     pub(super) fn parse(&self) -> Result<tokio_postgres::Config, String> {
         // What require means here is what libpq calls verify-full.
         let text = self.0.replace("sslmode=verify-full", "sslmode=require");
-        let config: tokio_postgres::Config = text.parse().map_err(|error| self.complaint(&error))?;
+        let config: tokio_postgres::Config =
+            text.parse().map_err(|error| self.complaint(&error))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err("the connection string names no host".to_owned());
         }

@@ -62,12 +62,8 @@ pub(super) struct Plan {
 impl Ears {
     /// Nothing is wanted.
     pub(super) fn new() -> Self {
-        let state = State {
-            heard: HashMap::new(),
-            channels_of: [0; SHARDS],
-            confirmed: 0,
-            losses: 0,
-        };
+        let state =
+            State { heard: HashMap::new(), channels_of: [0; SHARDS], confirmed: 0, losses: 0 };
         let settled = watch::Sender::new(Hearing::Unknown);
         Self { state: Mutex::new(state), wanted: Notify::new(), settled }
     }

@@ -175,8 +175,7 @@ impl Listener {
     /// Hands up what the node wants to hear. A node that takes nothing for too long is told of an
     /// interruption instead: the server keeps for everybody what one connection has not fetched.
     async fn tell(&self, news: Incoming) -> Result<(), Trouble> {
-        let (Incoming::Entry(Entry { channel, .. }) | Incoming::Head { channel, .. }) =
-            &news
+        let (Incoming::Entry(Entry { channel, .. }) | Incoming::Head { channel, .. }) = &news
         else {
             // Nothing may take its place, so it waits for as long as it takes.
             let _ = self.feed.send(news).await;

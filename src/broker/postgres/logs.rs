@@ -2,7 +2,13 @@
 
 use tokio_postgres::{Row, types::Type};
 
-use super::{ears::Shard, millis, pool::{Params, Pool}, trouble::Trouble, writers::position};
+use super::{
+    ears::Shard,
+    millis,
+    pool::{Params, Pool},
+    trouble::Trouble,
+    writers::position,
+};
 use crate::{
     broker::{Range, Retentions, Slice},
     protocol::{Channel, Data, Event, Position},

@@ -18,7 +18,11 @@ enum Note {
 /// The news in a payload, in its order. What a stranger may have sent is left out.
 pub(super) fn news(payload: &str) -> Vec<Incoming> {
     let notes: Vec<&RawValue> = serde_json::from_str(payload).unwrap_or_default();
-    notes.into_iter().filter_map(|note| serde_json::from_str(note.get()).ok()).map(incoming).collect()
+    notes
+        .into_iter()
+        .filter_map(|note| serde_json::from_str(note.get()).ok())
+        .map(incoming)
+        .collect()
 }
 
 fn incoming(note: Note) -> Incoming {

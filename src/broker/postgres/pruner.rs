@@ -7,7 +7,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::types::Type;
 use tracing::debug;
 
-use super::{logs, pool::{Params, Pool}, sequencer::Seat, trouble::Trouble};
+use super::{
+    logs,
+    pool::{Params, Pool},
+    sequencer::Seat,
+    trouble::Trouble,
+};
 use crate::{broker::Retentions, protocol::Channel};
 
 /// Rows deleted in one transaction.
@@ -80,8 +85,7 @@ impl Pruner {
     async fn walk(&mut self) -> Result<(), Trouble> {
         let most = i64::try_from(CHANNELS_MAX).unwrap_or(i64::MAX);
         for _ in 0..WALK_MAX / CHANNELS_MAX {
-            let params: &Params<'_> =
-                &[(&self.walked_to, Type::INT8), (&most, Type::INT8)];
+            let params: &Params<'_> = &[(&self.walked_to, Type::INT8), (&most, Type::INT8)];
             let rows = self.pool.ask(WALK, params).await?;
             let Some(last) = rows.last() else {
                 self.walked_to = 0;

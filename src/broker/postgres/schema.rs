@@ -26,21 +26,15 @@ pub(super) async fn prepare(client: &Client, limit: Option<Duration>) -> Result<
     if let Some(limit) = limit {
         client.batch_execute(&format!("set statement_timeout = {}", limit.as_millis())).await?;
     }
-    let place = look(client).await?;
-    if place.version < MIGRATIONS.len() {
-        migrate(client, &place).await?;
+    if look(client).await? < MIGRATIONS.len() {
+        migrate(client).await?;
     }
     Ok(())
 }
 
-struct Place {
-    version: usize,
-    role: String,
-    database: String,
-}
-
-async fn look(client: &Client) -> Result<Place, Trouble> {
-    let row = client.query_typed_one(LOOK, &[]).await.map_err(Trouble::from)?;
+/// The schema's version; 0 when it is not there.
+async fn look(client: &Client) -> Result<usize, Trouble> {
+    let row = client.query_typed_one(LOOK, &[]).await?;
     let encoding: &str = row.try_get(0)?;
     let version: i32 = row.try_get(1)?;
     let other = |text: String| Err(Trouble::Other(text));
@@ -57,48 +51,57 @@ async fn look(client: &Client) -> Result<Place, Trouble> {
                 .to_owned(),
         );
     }
-    let (role, database) = (row.try_get(4)?, row.try_get(5)?);
-    let mut version = 0;
-    if row.try_get(3)? {
-        let sql = "select coalesce(max(version), 0) from crossfade.schema_version";
-        let found: i32 = client.query_typed_one(sql, &[]).await?.try_get(0)?;
-        version = usize::try_from(found).unwrap_or_default();
+    if !row.try_get(3)? {
+        return Ok(0);
     }
-    Ok(Place { version, role, database })
+    let (role, database): (&str, &str) = (row.try_get(4)?, row.try_get(5)?);
+    let sql = "select coalesce(max(version), 0) from crossfade.schema_version";
+    let found = client.query_typed_one(sql, &[]).await;
+    let found: i32 = found.map_err(|error| with_remedy(error, role, database))?.try_get(0)?;
+    Ok(usize::try_from(found).unwrap_or_default())
 }
 
 /// One transaction, under a lock: of many nodes that start together one does it, the others find
 /// it done.
-async fn migrate(client: &Client, place: &Place) -> Result<(), Trouble> {
+async fn migrate(client: &Client) -> Result<(), Trouble> {
+    let place = client.query_typed_one(LOOK, &[]).await?;
+    let (role, database): (&str, &str) = (place.try_get(4)?, place.try_get(5)?);
     let done = migrate_in_transaction(client).await;
     if done.is_err() {
         // What went wrong is known; when this fails too, the connection is gone and with it all.
         let _ = client.batch_execute("rollback").await;
     }
     done.map_err(|trouble| match trouble {
-        Trouble::Server(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            let Place { role, database, .. } = place;
-            Trouble::Other(format!(
-                "the role {role} may not create the schema crossfade: as the database's owner run \
-                 GRANT CREATE ON DATABASE {database} TO {role}, or CREATE SCHEMA crossfade \
-                 AUTHORIZATION {role}"
-            ))
-        }
+        Trouble::Server(error) => with_remedy(error, role, database),
         trouble => trouble,
     })
 }
 
 async fn migrate_in_transaction(client: &Client) -> Result<(), Trouble> {
     client.batch_execute("begin; select pg_advisory_xact_lock(1668444019, 1)").await?;
-    let found = look(client).await?.version;
-    for (version, scripts) in MIGRATIONS.iter().enumerate().skip(found) {
-        for script in *scripts {
+    let found = look(client).await?;
+    for (version, scripts) in (1..).zip(MIGRATIONS).skip(found) {
+        for script in scripts {
             client.batch_execute(script).await?;
         }
-        let note = format!("insert into crossfade.schema_version values ({})", version + 1);
+        let note = format!("insert into crossfade.schema_version values ({version})");
         client.batch_execute(&note).await?;
     }
     client.batch_execute("commit").await?;
-    tracing::info!(version = MIGRATIONS.len(), "installed the schema crossfade");
+    if found < MIGRATIONS.len() {
+        tracing::info!(version = MIGRATIONS.len(), "installed the schema crossfade");
+    }
     Ok(())
+}
+
+/// A missing right, with what would give it.
+fn with_remedy(error: tokio_postgres::Error, role: &str, database: &str) -> Trouble {
+    if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return Trouble::Server(error);
+    }
+    Trouble::Other(format!(
+        "the role {role} has no right to the schema crossfade: as the database's owner run \
+         GRANT CREATE ON DATABASE {database} TO {role}, or CREATE SCHEMA crossfade AUTHORIZATION \
+         {role}; if the schema is there and belongs to another role, GRANT that role TO {role}"
+    ))
 }

@@ -74,8 +74,9 @@ impl Session {
     /// Connects, and sees to it that the schema is there.
     pub(super) async fn open(target: &Target) -> Result<Self, Trouble> {
         let connecting = target.config.connect(target.tls.clone());
-        let (client, mut connection) =
-            timeout(target.timeout, connecting).await.map_err(|_| Trouble::Slow(target.timeout))??;
+        let (client, mut connection) = timeout(target.timeout, connecting)
+            .await
+            .map_err(|_| Trouble::Slow(target.timeout))??;
         let messages = stream::poll_fn(move |cx| connection.poll_message(cx)).boxed().fuse();
         let mut session = Self {
             client: Arc::new(client),

@@ -62,7 +62,10 @@ impl Backoff {
     /// It failed: waits.
     pub(super) async fn pause(&mut self) {
         let wait = self.wait();
-        #[expect(clippy::disallowed_methods, reason = "a server that is away is not asked in a row")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a server that is away is not asked in a row"
+        )]
         tokio::time::sleep(wait).await;
     }
 

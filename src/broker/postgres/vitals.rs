@@ -67,13 +67,13 @@ impl Vitals {
     }
 
     /// The answer to a caller whose call met trouble.
-    pub(super) fn unavailable(&self, reason: impl ToString) -> BrokerError {
+    pub(super) fn unavailable(&self, reason: &impl ToString) -> BrokerError {
         let broker = format!("PostgreSQL at {}", self.label);
         BrokerError::Unavailable { broker, reason: reason.to_string() }
     }
 
     /// The answer to a caller who is better told not to try again.
-    pub(super) fn refused(&self, reason: impl ToString) -> BrokerError {
+    pub(super) fn refused(&self, reason: &impl ToString) -> BrokerError {
         let broker = format!("PostgreSQL at {}", self.label);
         BrokerError::Refused { broker, reason: reason.to_string() }
     }

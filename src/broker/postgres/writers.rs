@@ -80,7 +80,7 @@ impl Inlet {
     }
 
     fn unavailable(&self, count: usize, reason: &impl ToString) -> Answer {
-        vec![Err(self.vitals.unavailable(reason.to_string())); count]
+        vec![Err(self.vitals.unavailable(reason)); count]
     }
 }
 

@@ -60,7 +60,7 @@ create table crossfade.outbox (
 );
 
 create table crossfade.setting (
-    only boolean primary key default true check (only),
+    sole boolean primary key default true check (sole),
     notify_on_sql_publish boolean not null default false
 );
 insert into crossfade.setting default values;
