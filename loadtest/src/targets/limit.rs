@@ -1,0 +1,170 @@
+//! The yardstick: a process that takes bytes from a pipe and writes them to every socket, once and
+//! without waiting. No server that gives each subscriber a write of its own does with less.
+//!
+//! What it writes looks like the gateway's frames, so that both sides have the same number of bytes
+//! to carry and the same verifier watches them.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::{ChildStdin, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use rustix::net::{SendFlags, send};
+
+use crate::{
+    frames::{self, Wire},
+    measure::Process,
+    process::{Spawned, this_binary},
+    publisher::{Event, Publisher},
+    target::{Dialogue, Meaning, Target},
+};
+
+/// The raw writer, in a child process.
+#[derive(Debug)]
+pub struct Limit {
+    spawned: Spawned,
+    address: SocketAddr,
+}
+
+impl Limit {
+    /// Starts one that waits for so many sockets before it writes.
+    ///
+    /// # Errors
+    /// When the child does not come up.
+    pub fn start(subscribers: usize, pin: bool) -> anyhow::Result<Self> {
+        let args = ["limit".into(), "--subscribers".into(), subscribers.to_string().into()];
+        let mut spawned = Spawned::start(&this_binary()?, &args, pin, |command| {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        })?;
+        let stdout = spawned.child().stdout.take().context("the child has no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse().context("the child does not say where it listens")?;
+        Ok(Self { spawned, address })
+    }
+}
+
+impl Target for Limit {
+    fn name(&self) -> &str {
+        "limit"
+    }
+
+    fn process(&self) -> Process {
+        Process(self.spawned.pid())
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn dialogue(&self) -> Arc<dyn Dialogue> {
+        Arc::new(Silence)
+    }
+
+    fn publisher(&mut self) -> anyhow::Result<Box<dyn Publisher>> {
+        let trigger = self.spawned.child().stdin.take().context("the trigger is taken already")?;
+        Ok(Box::new(Trigger(trigger)))
+    }
+
+    fn expect_alive(&mut self) -> anyhow::Result<()> {
+        self.spawned.expect_alive()
+    }
+}
+
+/// A subscriber says nothing and is subscribed.
+struct Silence;
+
+impl Dialogue for Silence {
+    fn wire(&self) -> Wire {
+        Wire::BareFrames
+    }
+
+    fn opening(&self, _channel: &str) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn after_head(&self, _channel: &str) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn accepts(&self, _head: &[u8]) -> bool {
+        true
+    }
+
+    fn understand(&self, _message: &[u8]) -> Meaning {
+        Meaning::Nothing
+    }
+}
+
+/// Tells the child what to write: a length, then as many bytes.
+struct Trigger(ChildStdin);
+
+impl Publisher for Trigger {
+    fn publish(&mut self, events: &[Event]) -> anyhow::Result<()> {
+        let frames: Vec<u8> = events.iter().flat_map(look_alike).collect();
+        let len = u32::try_from(frames.len())?;
+        self.0.write_all(&[&len.to_le_bytes()[..], &frames].concat())?;
+        Ok(())
+    }
+
+    fn is_settled(&mut self) -> anyhow::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// An event as the gateway would write it to a WebSocket.
+fn look_alike(Event { channel, data }: &Event) -> Vec<u8> {
+    let json = format!(
+        r#"{{"type":"event","channel":"{channel}","id":"00000000-0000-7000-8000-000000000000","data":{data},"position":"00000000-00000","time":1763692800000}}"#
+    );
+    frames::server_text(json.as_bytes())
+}
+
+/// What the child is started with.
+#[derive(Args, Debug)]
+pub struct LimitArgs {
+    /// Sockets to wait for.
+    #[arg(long)]
+    subscribers: usize,
+}
+
+/// The child: accepts, then writes until the pipe ends.
+///
+/// # Errors
+/// When a socket does not take a whole write at once: then it is no yardstick any more.
+pub fn serve(args: &LimitArgs) -> anyhow::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    writeln!(io::stdout(), "{}", listener.local_addr()?)?;
+    let mut sockets = Vec::with_capacity(args.subscribers);
+    while sockets.len() < args.subscribers {
+        let (socket, _) = listener.accept()?;
+        socket.set_nodelay(true)?;
+        sockets.push(socket);
+    }
+    let mut trigger = io::stdin().lock();
+    let (mut len, mut bytes) = ([0; 4], Vec::new());
+    loop {
+        match trigger.read_exact(&mut len) {
+            Ok(()) => {}
+            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(err) => return Err(err.into()),
+        }
+        bytes.resize(u32::from_le_bytes(len) as usize, 0);
+        trigger.read_exact(&mut bytes)?;
+        write_to_all(&sockets, &bytes)?;
+    }
+}
+
+fn write_to_all(sockets: &[TcpStream], bytes: &[u8]) -> anyhow::Result<()> {
+    for socket in sockets {
+        let written = send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        if written < bytes.len() {
+            bail!("a socket took {written} of {} bytes", bytes.len());
+        }
+    }
+    Ok(())
+}
