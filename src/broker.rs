@@ -7,6 +7,7 @@
 
 pub mod memory;
 pub mod postgres;
+pub mod redis;
 
 use std::{collections::HashMap, fmt, time::Duration};
 

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
-    broker::{BrokerKind, Retention, Retentions, memory::MemoryConfig},
+    broker::{
+        BrokerKind, Retention, Retentions, memory::MemoryConfig, postgres::PostgresConfig,
+        redis::RedisConfig,
+    },
     connection::ConnectionConfig,
     http::ServerConfig,
     node::{DedupConfig, NodeConfig},
@@ -57,6 +60,10 @@ pub struct BrokerSection {
     pub start_timeout: Option<Duration>,
     /// For `kind = "memory"`.
     pub memory: MemoryConfig,
+    /// For `kind = "redis"`.
+    pub redis: RedisConfig,
+    /// For `kind = "postgres"`.
+    pub postgres: PostgresConfig,
 }
 
 /// Section `[channels.NAMESPACE]`. What a namespace leaves out is as in `[channels.default]`.

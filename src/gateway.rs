@@ -11,7 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    broker::{Broker, BrokerError, BrokerKind, Feed, Health, memory::MemoryBroker},
+    broker::{
+        Broker, BrokerError, BrokerKind, Feed, Health,
+        memory::MemoryBroker,
+        postgres::PostgresBroker,
+        redis::{RedisBroker, RedisConfigError},
+    },
     config::Config,
     connection::Floor,
     http::{
@@ -92,18 +97,20 @@ impl Gateway {
     }
 }
 
-fn broker(
-    config: &Config,
-    _lifecycle: &Lifecycle,
-) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {
+fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {
     let retentions = Arc::new(config.retentions());
-    match config.broker.kind {
-        BrokerKind::Memory => {
-            let (broker, feed) = MemoryBroker::new(&config.broker.memory, retentions);
-            Ok((Arc::new(broker), feed))
+    let stage = &lifecycle.background;
+    Ok(match config.broker.kind {
+        BrokerKind::Memory => shared(MemoryBroker::new(&config.broker.memory, retentions)),
+        BrokerKind::Redis => shared(RedisBroker::connect(&config.broker.redis, retentions, stage)?),
+        BrokerKind::Postgres => {
+            shared(PostgresBroker::connect(&config.broker.postgres, retentions, stage)?)
         }
-        BrokerKind::Redis | BrokerKind::Postgres => unreachable!("wired below"),
-    }
+    })
+}
+
+fn shared((broker, feed): (impl Broker, Feed)) -> (Arc<dyn Broker>, Feed) {
+    (Arc::new(broker), feed)
 }
 
 /// Waits until the broker is there.
@@ -139,6 +146,9 @@ pub enum GatewayError {
     /// The broker's settings are impossible.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The settings for Redis are impossible.
+    #[error(transparent)]
+    Redis(#[from] RedisConfigError),
     /// The broker is not there.
     #[error(
         "the broker was not there within broker.start_timeout = {within:?}: {reason}; \

@@ -9,7 +9,7 @@ pub mod log;
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use self::{hub::Hub, log::RingLimits};
@@ -248,7 +248,8 @@ async fn pump(node: Arc<Node>, mut feed: Feed, stage: Stage) {
 
 /// Compares heads, gives up idle channels, and watches whether the broker is there.
 async fn keep_house(node: Arc<Node>, config: NodeConfig, stage: Stage) {
-    let mut checks = interval(config.head_check);
+    // Not at once: the broker has only begun to connect.
+    let mut checks = interval_at(Instant::now() + config.head_check, config.head_check);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_up = None;
     loop {

@@ -2,6 +2,7 @@
 
 mod memory;
 mod postgres;
+mod redis;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -5,6 +5,8 @@ mod bad_input;
 mod broker_contract;
 mod cli;
 mod delivery;
+mod outage;
+mod resilience;
 mod shutdown;
 mod slow_reader;
 mod support;

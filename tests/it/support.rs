@@ -4,3 +4,4 @@ pub(crate) mod client;
 pub(crate) mod eventually;
 pub(crate) mod gateway;
 pub(crate) mod postgres;
+pub(crate) mod redis;

@@ -88,6 +88,8 @@ impl PrivatePostgres {
     pub(crate) fn kill(&self) {
         let Some(mut running) = self.running.lock().unwrap().take() else { return };
         let postmaster = running.postmaster.id();
+        // Halted first: a child it forked meanwhile would survive, and hold on to the shared memory.
+        let _ = Command::new("kill").args(["-STOP", &postmaster.to_string()]).status();
         // Its children are no process group of its: each is named.
         let family = children(postmaster).into_iter().chain([postmaster]);
         let pids: Vec<_> = family.map(|pid| pid.to_string()).collect();

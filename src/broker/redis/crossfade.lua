@@ -1,0 +1,190 @@
+#!lua name=crossfade
+-- version: 1
+--
+-- The logs of Crossfade in Redis. The gateway loads this library; a backend service may call it too:
+--
+--   FCALL crossfade_publish 1 'crossfade:{orders:42}' '{"total":9}' 'created' 'order-42-paid'
+--
+-- The keys of a channel share the hash tag, so that they lie on one node of a Cluster:
+--   crossfade:{orders:42}          hash: e = epoch, o = newest offset, k = what retention was told
+--   crossfade:{orders:42}:log      stream, the entry at offset 17 has the id 17-0
+--   crossfade:{orders:42}:id:ID    where the event with this message id stands
+-- The bell, what listeners hear, rings on the channel named like the hash.
+
+-- The hash has to outlive the stream: a log that begins anew at 1 must never look like the old one.
+local HEAD_TTL_MS = 30 * 24 * 3600 * 1000
+-- Events, their age in ms and the memory for ids in ms, until a gateway has told the channel's own.
+local RETENTION = '10000 86400000 120000'
+-- So many appends share one look for events that are too old.
+local TRIM_EVERY = 64
+
+-- Whether this server belongs to a Cluster. Asked once.
+local sharded
+
+local function is_sharded()
+  if sharded == nil then
+    sharded = type(redis.pcall('CLUSTER', 'INFO')) == 'string'
+  end
+  return sharded
+end
+
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000), time[1] .. '.' .. time[2]
+end
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- A number nobody drew before, in base 36.
+local function draw(key, before)
+  local _, instant = now()
+  local rest = tonumber(string.sub(redis.sha1hex(key .. ' ' .. instant .. ' ' .. before), 1, 10), 16)
+  local digits = ''
+  repeat
+    local digit = rest % 36
+    digits = string.sub('0123456789abcdefghijklmnopqrstuvwxyz', digit + 1, digit + 1) .. digits
+    rest = math.floor(rest / 36)
+  until rest == 0
+  return digits
+end
+
+-- A new life of the log. What an old one left behind goes first.
+local function begin(key, before)
+  local epoch = draw(key, before)
+  redis.call('DEL', key .. ':log')
+  redis.call('HSET', key, 'e', epoch, 'o', 0)
+  return epoch, 0
+end
+
+-- Epoch, newest offset and retention.
+local function open(key, events, age, dedup)
+  local head = redis.call('HMGET', key, 'e', 'o', 'k')
+  local epoch, offset, keep = head[1], tonumber(head[2] or 0), head[3]
+  if not epoch then
+    epoch, offset = begin(key, '')
+  end
+  if events and age and dedup then
+    local told = events .. ' ' .. age .. ' ' .. dedup
+    if told ~= keep then
+      redis.call('HSET', key, 'k', told)
+      keep = told
+    end
+  end
+  events, age, dedup = string.match(keep or RETENTION, '^(%d+) (%d+) (%d+)$')
+  return epoch, offset, events, tonumber(age), tonumber(dedup)
+end
+
+local function stay(key, age)
+  redis.call('PEXPIRE', key, text(math.max(HEAD_TTL_MS, 2 * age)))
+end
+
+-- Lets go of events older than `oldest`. Looks at single entries: events can be large.
+local function trim(log, oldest)
+  local function older(from)
+    local entry = redis.call('XRANGE', log, from, '+', 'COUNT', 1)[1]
+    return entry and tonumber(entry[2][2]) < oldest and entry[1]
+  end
+  local first = older('-')
+  if not first then
+    return
+  end
+  first = tonumber(string.match(first, '^%d+'))
+  local many = 4 * TRIM_EVERY
+  while 1 < many and not older(text(first + many - 1)) do
+    many = many / 2
+  end
+  redis.call('XTRIM', log, 'MINID', text(first + many))
+end
+
+local function add(log, offset, events, time, id, name, data)
+  local entry = { 'XADD', log, 'MAXLEN', '~', events, text(offset) .. '-0', 't', text(time), 'i', id }
+  if name ~= '' then
+    entry[#entry + 1] = 'n'
+    entry[#entry + 1] = name
+  end
+  entry[#entry + 1] = 'd'
+  entry[#entry + 1] = data
+  return redis.pcall(unpack(entry))
+end
+
+local function refusal(data, name, id)
+  if not data then
+    return 'the data is missing: FCALL crossfade_publish 1 KEY DATA [NAME [ID]]'
+  end
+  if 128 < #name or string.find(name, '%c') then
+    return 'an event name has at most 128 bytes and no control characters'
+  end
+  if name == 'open' or name == 'error' or string.find(name, '^crossfade%.') then
+    return 'the event names open, error and crossfade.* are reserved'
+  end
+  if 128 < #id or string.find(id, '[^\33-\126]') then
+    return 'a message id has at most 128 bytes of visible ASCII'
+  end
+end
+
+-- DATA [NAME [ID [EVENTS AGE_MS DEDUP_MS]]] -> epoch, offset, 1 if the id had been seen.
+local function publish(keys, args)
+  local key, data, name, id = keys[1], args[1], args[2] or '', args[3] or ''
+  local why = refusal(data, name, id)
+  if why then
+    return redis.error_reply('ERR crossfade: ' .. why)
+  end
+  local epoch, offset, events, age, dedup = open(key, args[4], args[5], args[6])
+  local seen = id ~= '' and 0 < dedup and key .. ':id:' .. id
+  if seen then
+    -- What was published in another life of the log went with it, and may come again.
+    local before = redis.call('GET', seen)
+    local life, at = string.match(before or '', '^(%w+)-(%d+)$')
+    if life == epoch then
+      return { epoch, tonumber(at), 1 }
+    end
+  end
+  local log, time = key .. ':log', now()
+  offset = offset + 1
+  local name_len = #name
+  local said = id ~= '' and id or epoch .. '-' .. text(offset)
+  local added = add(log, offset, events, time, said, name, data)
+  if type(added) == 'table' and added.err then
+    if not string.find(added.err, 'equal or smaller', 1, true) then
+      return added
+    end
+    -- The head is behind its own log: someone restored one of them. Neither can be trusted.
+    epoch, offset = begin(key, epoch), 1
+    said = id ~= '' and id or epoch .. '-1'
+    redis.call('DEL', log)
+    added = add(log, offset, events, time, said, name, data)
+    if type(added) == 'table' and added.err then
+      return added
+    end
+  end
+  redis.call('HSET', key, 'o', text(offset))
+  redis.call('PEXPIRE', log, text(age + 1000))
+  stay(key, age)
+  if offset % TRIM_EVERY == 0 then
+    trim(log, time - age)
+  end
+  local position = epoch .. '-' .. text(offset)
+  if seen then
+    redis.call('SET', seen, position, 'PX', text(dedup))
+  end
+  local news = position .. ' ' .. text(time) .. ' ' .. said .. ' ' .. name_len .. ' ' .. name .. data
+  redis.call(is_sharded() and 'SPUBLISH' or 'PUBLISH', key, news)
+  return { epoch, offset, 0 }
+end
+
+-- EVENTS AGE_MS DEDUP_MS [EPOCH OFFSET] -> epoch, newest offset.
+-- A log that ends before the position it is said to have begins anew.
+local function head(keys, args)
+  local key = keys[1]
+  local epoch, offset, _, age = open(key, args[1], args[2], args[3])
+  if epoch == args[4] and offset < tonumber(args[5]) then
+    epoch, offset = begin(key, epoch)
+  end
+  stay(key, age)
+  return { epoch, offset }
+end
+
+redis.register_function('crossfade_publish', publish)
+redis.register_function('crossfade_head', head)
