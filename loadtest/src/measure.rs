@@ -6,6 +6,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::Context as _;
+use nix::{time::clock_getcpuclockid, unistd::Pid};
 use serde::Serialize;
 
 /// Somebody's process.
@@ -39,16 +40,16 @@ impl Process {
         })
     }
 
-    /// The CPU time it has used, in user and kernel mode.
+    /// The CPU time it has used, in user and kernel mode, by threads that ended as well.
     ///
     /// # Errors
     /// When it has ended.
     pub fn cpu(self) -> anyhow::Result<Duration> {
-        let path = format!("/proc/{}/stat", self.0);
-        let text = fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
-        let ticks = ticks(&text).with_context(|| format!("{path} is not what it should be"))?;
-        let per_second = rustix::param::clock_ticks_per_second();
-        Ok(Duration::from_nanos(ticks * (1_000_000_000 / per_second)))
+        // To the nanosecond; /proc/PID/stat counts in hundredths of a second, too coarse for rounds
+        // short enough to be compared.
+        let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(self.0)?));
+        let clock = clock.with_context(|| format!("process {} has no clock", self.0))?;
+        Ok(clock.now().with_context(|| format!("process {} has ended", self.0))?.into())
     }
 }
 
@@ -60,28 +61,16 @@ fn kilobytes(smaps: &str, name: &str) -> anyhow::Result<u64> {
     Ok(value.trim().parse()?)
 }
 
-/// `utime` and `stime`. The name before them is in parentheses and may hold anything.
-fn ticks(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
-    Some(times.next()?.ok()? + times.next()?.ok()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_with_spaces_and_parentheses_does_not_confuse() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194304 100 0 0 0 250 31 0 0 20 0 1 0";
-        assert_eq!(ticks(stat), Some(281));
-    }
 
     #[test]
     fn this_process_uses_something() {
         let this = Process(std::process::id());
         let memory = this.memory().unwrap();
         assert!(0 < memory.anonymous_kb && memory.anonymous_kb <= memory.resident_kb);
-        assert!(this.cpu().is_ok());
+        let before = this.cpu().unwrap();
+        assert!(this.memory().is_ok() && before < this.cpu().unwrap());
     }
 }

@@ -36,6 +36,7 @@ pub trait Publisher {
 /// `POST /api/publish` and `/api/publish/batch` on one connection.
 #[derive(Debug)]
 pub struct HttpPublisher {
+    address: SocketAddr,
     stream: TcpStream,
     out: Vec<u8>,
     answer: Vec<u8>,
@@ -48,10 +49,18 @@ impl HttpPublisher {
     /// # Errors
     /// When nobody listens.
     pub fn connect(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).context("nobody takes what is published")?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        Ok(Self { stream, out: Vec::new(), answer: Vec::new(), waits: false })
+        let stream = open(address)?;
+        Ok(Self { address, stream, out: Vec::new(), answer: Vec::new(), waits: false })
+    }
+
+    /// Connects anew if the server closed a connection that nothing was said on for a while, as it
+    /// may.
+    fn renew(&mut self) -> anyhow::Result<()> {
+        if !matches!(self.stream.peek(&mut [0]), Err(err) if err.kind() == io::ErrorKind::WouldBlock)
+        {
+            self.stream = open(self.address)?;
+        }
+        Ok(())
     }
 
     /// Writes what is left; whether all of it is out.
@@ -69,6 +78,7 @@ impl HttpPublisher {
 
 impl Publisher for HttpPublisher {
     fn publish(&mut self, events: &[Event]) -> anyhow::Result<()> {
+        self.renew()?;
         let (path, body) = match events {
             [event] => ("/api/publish", json(event)),
             many => {
@@ -110,6 +120,13 @@ impl Publisher for HttpPublisher {
         self.waits = false;
         Ok(true)
     }
+}
+
+fn open(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(address).context("nobody takes what is published")?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }
 
 fn json(Event { channel, data }: &Event) -> String {
