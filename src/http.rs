@@ -29,7 +29,8 @@ use crate::{connection::Floor, lifecycle::Stage};
 pub struct ServerConfig {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// A request's head arrives within this time.
+    /// A request's head arrives within this time; a connection that idles between two requests for
+    /// longer is closed.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
     /// After SIGTERM: until then whatever is under way may end, then it is cut off.
@@ -53,7 +54,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            header_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(15),
             tls: TlsConfig::default(),
         }

@@ -146,11 +146,11 @@ impl Client {
         for entry in entries {
             frames.push(self.frame(desk, tag, entry));
         }
-        if frames.iter().all(Bytes::is_empty) {
-            return self.settle(desk, tag, entries, &frames, 0);
-        }
-        let written = self.attempt(desk, &frames)?;
-        self.settle(desk, tag, entries, &frames, written)
+        let nothing_shown = frames.iter().all(Bytes::is_empty);
+        let written =
+            if nothing_shown { 0 } else { self.attempt(&mut desk.blocked_since, &frames)? };
+        self.settle(desk, tag, entries, &frames, written);
+        Ok(())
     }
 
     /// Writes what waits; whether all of it is out.
@@ -158,15 +158,10 @@ impl Client {
         while !desk.rest.is_empty() {
             desk.rest.make_contiguous();
             let (pieces, _) = desk.rest.as_slices();
-            let mut written = match self.socket.try_write(pieces) {
-                Ok(written) => written,
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    desk.blocked_since.get_or_insert_with(Instant::now);
-                    return Ok(false);
-                }
-                Err(err) => return Err(err),
-            };
-            desk.blocked_since = None;
+            let mut written = self.attempt(&mut desk.blocked_since, pieces)?;
+            if desk.blocked_since.is_some() {
+                return Ok(false);
+            }
             while let Some(piece) = desk.rest.front_mut() {
                 if written < piece.len() {
                     let _ = piece.split_to(written);
@@ -181,14 +176,15 @@ impl Client {
         Ok(true)
     }
 
-    fn attempt(&self, desk: &mut Desk, pieces: &[Bytes]) -> io::Result<usize> {
+    /// Writes what fits, and notes since when nothing does.
+    fn attempt(&self, blocked_since: &mut Option<Instant>, pieces: &[Bytes]) -> io::Result<usize> {
         match self.socket.try_write(pieces) {
             Ok(written) => {
-                desk.blocked_since = None;
+                *blocked_since = None;
                 Ok(written)
             }
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                desk.blocked_since.get_or_insert_with(Instant::now);
+                blocked_since.get_or_insert_with(Instant::now);
                 Ok(0)
             }
             Err(err) => Err(err),
@@ -204,8 +200,8 @@ impl Client {
         entries: &[Arc<LogEntry>],
         frames: &[Bytes],
         mut written: usize,
-    ) -> io::Result<()> {
-        let Some(subscription) = desk.session.get_mut(tag) else { return Ok(()) };
+    ) {
+        let Some(subscription) = desk.session.get_mut(tag) else { return };
         let mut delivered = 0;
         for (entry, frame) in entries.iter().zip(frames) {
             if written == 0 && !frame.is_empty() {
@@ -220,7 +216,6 @@ impl Client {
             written -= frame.len();
         }
         self.delivered.inc_by(delivered);
-        Ok(())
     }
 
     /// The entry as this client gets it; empty for one that is not shown.
@@ -250,37 +245,32 @@ impl Client {
 
 impl Reader for Client {
     fn offer(&self, tag: Tag, batch: &Batch) {
-        let mut desk = self.desk();
-        let idle = desk.rest.is_empty();
+        let mut guard = self.desk();
+        let desk = &mut *guard;
         let shared = !self.format.is_sse() || desk.session.subscriptions() == 1;
         let Some(subscription) = desk.session.get_mut(tag) else { return };
         if subscription.holds(batch.ends_at()) {
             return;
         }
         let follows = subscription.cursor == batch.starts_after();
-        if !follows || subscription.behind || !idle {
+        if !follows || subscription.behind || !desk.rest.is_empty() {
             return self.leave_to_task(subscription);
         }
         if !shared {
-            let written = self.write(&mut desk, tag, &batch.entries);
-            return self.check_out(&mut desk, tag, batch, written.is_ok());
+            let written = self.write(desk, tag, &batch.entries);
+            return self.check_out(desk, tag, batch, written.is_ok());
         }
         let joined = batch.joined(self.format);
-        let written = match self.attempt(&mut desk, std::slice::from_ref(joined)) {
-            Ok(written) if written == joined.len() => {
-                self.delivered.inc_by(batch.shown() as u64);
-                if let Some(subscription) = desk.session.get_mut(tag) {
-                    subscription.cursor = batch.ends_at();
-                }
-                return;
-            }
-            Ok(written) => written,
-            Err(_) => 0,
-        };
+        let written = self.attempt(&mut desk.blocked_since, std::slice::from_ref(joined));
+        if written.as_ref().is_ok_and(|written| *written == joined.len()) {
+            subscription.cursor = batch.ends_at();
+            self.delivered.inc_by(batch.shown() as u64);
+            return;
+        }
         let frames: SmallVec<[Bytes; 16]> =
-            batch.entries.iter().map(|entry| self.frame(&desk, tag, entry)).collect();
-        let settled = self.settle(&mut desk, tag, &batch.entries, &frames, written);
-        self.check_out(&mut desk, tag, batch, settled.is_ok());
+            batch.entries.iter().map(|entry| self.frame(desk, tag, entry)).collect();
+        self.settle(desk, tag, &batch.entries, &frames, *written.as_ref().unwrap_or(&0));
+        self.check_out(desk, tag, batch, written.is_ok());
     }
 
     fn nudge(&self, tag: Tag) {

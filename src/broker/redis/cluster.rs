@@ -77,17 +77,17 @@ impl Follower {
         let lines: Vec<_> = map.shards.iter().filter_map(|s| s.reading.line().ok()).collect();
         let mut reasons = Vec::new();
         if let Some(line) = lines.get(turn.checked_rem(lines.len()).unwrap_or(0)) {
-            match timeout(self.site.timeout, slots(line.connection.clone())).await {
-                Ok(Ok(answer)) => return Ok((view(&answer, &line.info), (*line.info).clone())),
+            match timeout(self.site.timeout, slots(line.connection.clone(), &line.info)).await {
+                Ok(Ok(view)) => return Ok((view, (*line.info).clone())),
                 Ok(Err(error)) => reasons.push(format!("{}: {error}", place(&line.info))),
                 Err(_) => reasons.push(format!("{} did not answer", place(&line.info))),
             }
         }
         let each = self.site.timeout / u32::try_from(self.seeds.len().max(1)).unwrap_or(u32::MAX);
         for seed in &self.seeds {
-            let asked = async { slots(connect(seed, each).await?).await };
+            let asked = async { slots(connect(seed, each).await?, seed).await };
             match timeout(each, asked).await {
-                Ok(Ok(answer)) => return Ok((view(&answer, seed), seed.clone())),
+                Ok(Ok(view)) => return Ok((view, seed.clone())),
                 Ok(Err(error)) => reasons.push(format!("{}: {error}", place(seed))),
                 Err(_) => reasons.push(format!("{} did not answer", place(seed))),
             }
@@ -123,14 +123,19 @@ impl Follower {
     }
 }
 
-async fn slots(mut connection: redis::aio::MultiplexedConnection) -> RedisResult<Value> {
-    redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await
-}
-
-/// What CLUSTER SLOTS answered: `[first, last, [host, port, …], replicas …]` for each range.
-fn view(answer: &Value, asked: &ConnectionInfo) -> View {
-    let Value::Array(ranges) = answer else { return View::new() };
-    ranges.iter().filter_map(|range| range_of(range, asked)).collect()
+/// What CLUSTER SLOTS answers: `[first, last, [host, port, …], replicas …]` for each range.
+async fn slots(
+    mut connection: redis::aio::MultiplexedConnection,
+    asked: &ConnectionInfo,
+) -> RedisResult<View> {
+    let answer = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+    let ranges = if let Value::Array(ranges) = answer { ranges } else { Vec::new() };
+    let view: View = ranges.iter().filter_map(|range| range_of(range, asked)).collect();
+    if view.is_empty() {
+        // A node that was taken out of the Cluster knows nothing about it.
+        return Err((redis::ErrorKind::UnexpectedReturnType, "it knows no slots").into());
+    }
+    Ok(view)
 }
 
 fn range_of(range: &Value, asked: &ConnectionInfo) -> Option<((usize, usize), Node)> {

@@ -15,6 +15,7 @@
 local HEAD_TTL_MS = 30 * 24 * 3600 * 1000
 -- Events, their age in ms and the memory for ids in ms, until a gateway has told the channel's own.
 local RETENTION = '10000 86400000 120000'
+local KEEP = '^(%d+) (%d+) (%d+)$'
 -- So many appends share one look for events that are too old.
 local TRIM_EVERY = 64
 
@@ -65,14 +66,12 @@ local function open(key, events, age, dedup)
   if not epoch then
     epoch, offset = begin(key, '')
   end
-  if events and age and dedup then
-    local told = events .. ' ' .. age .. ' ' .. dedup
-    if told ~= keep then
-      redis.call('HSET', key, 'k', told)
-      keep = told
-    end
+  local told = events and table.concat({ events, age, dedup }, ' ')
+  if told and told ~= keep and string.find(told, KEEP) then
+    redis.call('HSET', key, 'k', told)
+    keep = told
   end
-  events, age, dedup = string.match(keep or RETENTION, '^(%d+) (%d+) (%d+)$')
+  events, age, dedup = string.match(keep or RETENTION, KEEP)
   return epoch, offset, events, tonumber(age), tonumber(dedup)
 end
 

@@ -1,5 +1,7 @@
 //! The functions in Redis: loading them, calling them, reading their answers and their news.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 
@@ -70,10 +72,13 @@ impl Keys {
     }
 }
 
+/// Longer than any gateway runs. Redis refuses what does not fit its clock.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 fn call(function: &str, key: &str, retention: Retention) -> (Cmd, [String; 3]) {
     let mut command = redis::cmd("FCALL");
     command.arg(function).arg(1).arg(key);
-    let millis = |duration: std::time::Duration| duration.as_millis().to_string();
+    let millis = |duration: Duration| duration.min(FOREVER).as_millis().to_string();
     let keep =
         [retention.events.max(1).to_string(), millis(retention.age), millis(retention.dedup)];
     (command, keep)

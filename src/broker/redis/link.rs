@@ -53,6 +53,15 @@ pub(super) enum Towards {
     Beside(Link),
 }
 
+impl Towards {
+    fn name(&self) -> String {
+        match self {
+            Self::Server(server) => server.name(),
+            Self::Beside(_) => "the same".to_owned(),
+        }
+    }
+}
+
 impl Link {
     /// Starts to connect.
     pub(super) fn open(
@@ -115,7 +124,13 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(self, mut backoff: Backoff) {
+    async fn keep(self, backoff: Backoff) {
+        self.keep_up(backoff).await;
+        // Lets go of the connection too.
+        let _ = self.state.send_replace(Err("the gateway parts from it".into()));
+    }
+
+    async fn keep_up(&self, mut backoff: Backoff) {
         let mut warned = false;
         loop {
             let opened = tokio::select! {
@@ -136,7 +151,7 @@ impl Keeper {
                 Err(why) => why,
             };
             if !warned && !self.follows_one_that_is_down() {
-                warn!(link = self.name, %why, "no connection to Redis, trying on");
+                warn!(link = self.name, server = self.towards.name(), %why, "no connection to Redis, trying on");
                 warned = true;
             }
             let _ = self.state.send_replace(Err(why.into()));
@@ -163,13 +178,23 @@ impl Keeper {
         let connected = timeout(self.within, connecting).await.map_err(|_| no_answer(self.within));
         match connected.and_then(|connected| connected) {
             Ok(connection) => Ok(Line { connection, info, generation }),
-            Err(why) => Err(format!("{}: {why}", place(&info))),
+            Err(why) => Err(self.at(&info, &why)),
         }
     }
 
     /// Then that one has said already what there is to say.
     fn follows_one_that_is_down(&self) -> bool {
         matches!(&self.towards, Towards::Beside(leader) if leader.line().is_err())
+    }
+
+    /// Says which server it was where the shard's name does not.
+    fn at(&self, info: &ConnectionInfo, why: &str) -> String {
+        match &self.towards {
+            Towards::Server(server) if matches!(**server, Server::Master { .. }) => {
+                format!("{}: {why}", place(info))
+            }
+            _ => why.to_owned(),
+        }
     }
 
     /// Returns why the connection is not to be used any longer.
@@ -191,7 +216,7 @@ impl Keeper {
             }
             let probed = timeout(self.within, probe(&mut line.connection)).await;
             if let Err(why) = probed.unwrap_or_else(|_| Err(no_answer(self.within))) {
-                return format!("{}: {why}", place(&line.info));
+                return self.at(&line.info, &why);
             }
         }
     }

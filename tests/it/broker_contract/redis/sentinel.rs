@@ -34,6 +34,12 @@ async fn after_a_failover_the_promoted_replica_is_published_to_and_heard() {
     let start = node.broker.subscribe(&news).await.unwrap();
     node.publish(&news, draft(1)).await;
     assert_eq!(node.hear(&news, 0, 1).await.len(), 1);
+    // It is copied after it was acknowledged.
+    eventually("the replica has the event", async || {
+        let head = redis::cmd("HGET").arg("crossfade:{news}").arg("o").clone();
+        servers.replica.run::<u64>(&head).await.ok()
+    })
+    .await;
     servers.master.kill();
     published_again(&node).await;
     node.interrupted().await;
