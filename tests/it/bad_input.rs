@@ -11,6 +11,7 @@ use crate::support::{
     client::Ws,
     eventually::soon,
     gateway::{Api, TestGateway},
+    spawn,
 };
 
 #[tokio::test]
@@ -181,7 +182,7 @@ async fn a_client_that_stays_silent_is_given_up_and_one_that_answers_is_not() {
     .await;
     let mut answering = Ws::open(gateway.addr).await;
     answering.subscribe("news", None).await;
-    let stays = tokio::task::spawn(async move {
+    let stays = spawn(async move {
         answering.expect_data([1]).await;
     });
     let mut dead = shaken(&gateway).await;

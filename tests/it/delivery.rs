@@ -11,6 +11,7 @@ use crate::support::{
     client::{Sse, Ws},
     eventually::soon,
     gateway::{Api, TestGateway},
+    spawn,
 };
 
 #[tokio::test]
@@ -268,7 +269,7 @@ async fn a_crowd_of_readers_gets_all_of_a_rapid_channel() {
         readers.push(ws);
     }
     let reading = readers.into_iter().map(|mut ws| {
-        tokio::task::spawn(async move {
+        spawn(async move {
             for n in 1..=500 {
                 assert_eq!(ws.expect("event").await["data"], n);
             }

@@ -66,7 +66,7 @@ async fn publish_all(nodes: [SocketAddr; 2], acknowledged: Acknowledged) {
 
 /// What a reader has: a stream it may lose at any moment.
 enum Stream {
-    Ws(Ws),
+    Ws(Box<Ws>),
     Sse(Sse),
 }
 
@@ -100,7 +100,7 @@ impl Reader {
             let since = self.position.as_deref();
             let frame = json!({ "type": "subscribe", "channel": "orders:42", "since": since });
             ws.try_send(frame).await.ok()?;
-            Some(Stream::Ws(ws))
+            Some(Stream::Ws(Box::new(ws)))
         };
         let connected = tokio::time::timeout(Duration::from_secs(5), connected).await;
         if let Ok(Some(stream)) = connected {

@@ -35,7 +35,7 @@ impl TestGateway {
         let addr = gateway.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let run = async move { gateway.run(async move { drop(stopped.await) }).await };
-        let running = Some(tokio::task::spawn(run));
+        let running = Some(super::spawn(run));
         Self { addr, stop: Some(stop), running }
     }
 
@@ -130,10 +130,10 @@ async fn spawn(vars: &[(String, String)], listen: SocketAddr) -> (Child, SocketA
         }
     };
     // Read on, or the process would block on a full pipe.
-    tokio::task::spawn(async move {
+    super::spawn(async move {
         while let Ok(Some(line)) = lines.next_line().await {
             if std::env::var_os("SHOW_GATEWAY_LOGS").is_some() {
-                println!("[gateway {addr}] {line}");
+                eprintln!("[gateway {addr}] {line}");
             }
         }
     });
