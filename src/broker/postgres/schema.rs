@@ -24,7 +24,14 @@ const SERVER_VERSION_MIN: i32 = 150_000;
 /// Makes a new connection fit for use.
 pub(super) async fn prepare(client: &Client, limit: Option<Duration>) -> Result<(), Trouble> {
     if let Some(limit) = limit {
-        client.batch_execute(&format!("set statement_timeout = {}", limit.as_millis())).await?;
+        // The keepalives are the server's: it frees the locks of a node that vanished.
+        let limit = limit.as_millis();
+        let settings = format!(
+            "set statement_timeout = {limit}; set tcp_user_timeout = {limit}; \
+             set tcp_keepalives_idle = 5; set tcp_keepalives_interval = 2; \
+             set tcp_keepalives_count = 3"
+        );
+        client.batch_execute(&settings).await?;
     }
     if look(client).await? < MIGRATIONS.len() {
         migrate(client).await?;

@@ -23,7 +23,10 @@ use crate::{
 };
 
 /// Publications per call, give or take one caller's piece.
-pub(super) const BATCH_MAX: usize = 1000;
+const BATCH_MAX: usize = 1000;
+
+/// Bytes of content per call, give or take one caller's piece.
+const BYTES_MAX: usize = 8 << 20;
 
 /// Callers waiting. One more waits to be allowed to wait.
 const QUEUE_MAX: usize = 1024;
@@ -35,6 +38,22 @@ type Answer = Vec<Result<Receipt, BrokerError>>;
 struct Job {
     batch: Vec<Publication>,
     reply: oneshot::Sender<Answer>,
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        self.batch.iter().map(|publication| publication.draft.data.len()).sum()
+    }
+}
+
+/// How many of these go in one call: one at least.
+fn piece(batch: &[Publication]) -> usize {
+    let mut bytes = 0;
+    let small = batch.iter().take_while(|publication| {
+        bytes += publication.draft.data.len();
+        bytes <= BYTES_MAX
+    });
+    small.count().clamp(1, BATCH_MAX)
 }
 
 /// Where publications are handed in.
@@ -61,19 +80,19 @@ impl Inlet {
         let deadline = Instant::now() + self.timeout;
         let mut answers = Vec::with_capacity(batch.len());
         while !batch.is_empty() {
-            let later = batch.split_off(batch.len().min(BATCH_MAX));
+            let later = batch.split_off(piece(&batch));
             let count = batch.len();
             let (reply, answer) = oneshot::channel();
             let asked = async {
                 self.jobs.send(Job { batch, reply }).await.ok()?;
                 answer.await.ok()
             };
-            let piece = match timeout_at(deadline, asked).await {
+            let answered = match timeout_at(deadline, asked).await {
                 Ok(Some(answers)) => answers,
                 Ok(None) => self.unavailable(count, &"the gateway is stopping"),
                 Err(_) => self.unavailable(count, &Trouble::Slow(self.timeout)),
             };
-            answers.extend(piece);
+            answers.extend(answered);
             batch = later;
         }
         answers
@@ -90,10 +109,11 @@ impl Outlet {
     async fn take(&self) -> Option<Vec<Job>> {
         let mut waiting = self.0.lock().await;
         let mut jobs = vec![waiting.recv().await?];
-        let mut count = jobs[0].batch.len();
-        while count < BATCH_MAX {
+        let (mut count, mut bytes) = (jobs[0].batch.len(), jobs[0].bytes());
+        while count < BATCH_MAX && bytes < BYTES_MAX {
             let Ok(job) = waiting.try_recv() else { break };
             count += job.batch.len();
+            bytes += job.bytes();
             jobs.push(job);
         }
         // A caller that is gone will not learn what became of it: better not to begin.

@@ -57,7 +57,22 @@ impl PrivatePostgres {
 
     /// Starts it, or starts it again after [`kill`](Self::kill).
     pub(crate) async fn restart(&self) {
-        let _ = fs::remove_file(self.home.path().join("data/postmaster.pid"));
+        eventually("PostgreSQL answers", async || {
+            // It refuses to start while a process of the one before is not quite gone.
+            if !self.is_running() {
+                self.launch();
+            }
+            tokio_postgres::connect(&self.url("postgres"), NoTls).await.ok().map(|_| ())
+        })
+        .await;
+    }
+
+    fn is_running(&self) -> bool {
+        let mut running = self.running.lock().unwrap();
+        running.as_mut().is_some_and(|running| running.postmaster.try_wait().unwrap().is_none())
+    }
+
+    fn launch(&self) {
         let mut server = as_postgres(&binary("postgres"));
         server.arg("-D").arg(self.home.path().join("data"));
         let sockets = format!("unix_socket_directories={}", self.home.path().display());
@@ -78,10 +93,6 @@ impl PrivatePostgres {
         });
         let postmaster = postmaster.recv().unwrap();
         *self.running.lock().unwrap() = Some(Running { postmaster, _thread });
-        eventually("PostgreSQL answers", async || {
-            tokio_postgres::connect(&self.url("postgres"), NoTls).await.ok().map(|_| ())
-        })
-        .await;
     }
 
     /// Ends it like a power cut ends it.

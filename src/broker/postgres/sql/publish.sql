@@ -76,12 +76,21 @@ begin
     if not pg_try_advisory_xact_lock(1668444019, 3) then
         return 0;
     end if;
-    with row as (
+    with locked as (
         select o.seq, o.channel, o.id, o.name, o.data,
             case when position(':' in o.channel) = 0 then 'default'
                 else split_part(o.channel, ':', 1) end as namespace
         from crossfade.outbox o where o.refused is null
         order by o.seq limit most for update skip locked
+    ),
+    -- Not more at once than fits well into memory, and at least one.
+    row as (
+        select * from (
+            select locked.*, row_number() over (order by locked.seq) as nth,
+                sum(octet_length(locked.data)) over (order by locked.seq) as bytes
+            from locked
+        ) sized
+        where nth = 1 or bytes < 16777216
     )
     select array_agg(row.seq order by row.seq), array_agg(row.channel order by row.seq),
         array_agg(row.id order by row.seq), array_agg(row.name order by row.seq),

@@ -73,6 +73,22 @@ async fn a_lost_listening_connection_is_told_and_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listening_connection_that_hangs_is_noticed_and_replaced() {
+    let fixture = Postgres::alone(false).await;
+    let mut node = Node::on(&fixture).await;
+    let news = channel("news");
+    node.broker.subscribe(&news).await.unwrap();
+    let listening = "select pid from pg_stat_activity where query ~ '^listen crossfade_[0-9]+'";
+    let pid = fixture.sql(listening).await.remove(0).remove(0);
+    let stopped = std::process::Command::new("kill").args(["-STOP", &pid]).status().unwrap();
+    assert!(stopped.success());
+    node.publish(&news, draft(1)).await;
+    interrupted(&mut node).await;
+    node.publish(&news, draft(2)).await;
+    assert_eq!(node.hear(&news, 0, 2).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_listen_does_not_work_heads_are_polled() {
     let fixture = Postgres::start().await;
     // Another database hears nothing of this one's notifications, as a pooler's client does.
