@@ -6,6 +6,7 @@ mod broker_contract;
 mod cli;
 mod delivery;
 mod outage;
+mod reference;
 mod resilience;
 mod shutdown;
 mod slow_reader;
