@@ -17,7 +17,8 @@ fn table(heading: &str) -> Vec<Vec<String>> {
 #[test]
 fn every_error_code_is_explained_with_its_status() {
     let told: Vec<_> = table("Error codes").into_iter().map(|row| row[..2].to_vec()).collect();
-    let known = ErrorCode::ALL.map(|code| vec![code.as_str().to_owned(), code.status().to_string()]);
+    let known =
+        ErrorCode::ALL.map(|code| vec![code.as_str().to_owned(), code.status().to_string()]);
     assert_eq!(told, known);
     for code in ErrorCode::ALL {
         assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
