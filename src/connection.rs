@@ -5,6 +5,7 @@
 //! gives everything back.
 
 pub mod client;
+mod floor;
 mod heartbeat;
 mod requests;
 pub mod socket;
@@ -20,12 +21,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use dashmap::{DashMap, mapref::entry::Entry};
+use dashmap::mapref::entry::Entry;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+pub use self::floor::Floor;
 pub(crate) use self::requests::{code_of, page};
 use self::{
     client::{Client, Due},
@@ -34,12 +35,11 @@ use self::{
 };
 use crate::{
     metrics::{CloseLabel, TransportLabel},
-    node::Node,
     protocol::{
         Channel, ClientFrame, CloseCode, Position, ServerFrame, SessionId, WireFormat,
         rfc6455::{self, Decoder, Message},
     },
-    session::{Allowance, LimitsConfig, Session},
+    session::{Allowance, Session},
 };
 
 /// Section `[connection]`.
@@ -84,44 +84,6 @@ const READ_BYTES: usize = 4096;
 
 /// The version of the protocol that a welcome states.
 const PROTOCOL_VERSION: u32 = 1;
-
-/// What all connections of a gateway share.
-#[derive(Debug)]
-pub struct Floor {
-    /// What the connections read from and publish to.
-    pub node: Arc<Node>,
-    /// Section `[connection]`.
-    pub config: ConnectionConfig,
-    /// Section `[limits]`.
-    pub limits: LimitsConfig,
-    /// Tells all connections to part.
-    pub stopping: CancellationToken,
-    /// The SSE sessions of this node, which POST their frames.
-    streams: DashMap<SessionId, Arc<Client>>,
-}
-
-impl Floor {
-    /// A floor without connections.
-    pub fn new(
-        node: Arc<Node>,
-        config: ConnectionConfig,
-        limits: LimitsConfig,
-        stopping: CancellationToken,
-    ) -> Self {
-        Self { node, config, limits, stopping, streams: DashMap::new() }
-    }
-
-    /// Performs what an SSE session asks for beside its stream; none when it is not here.
-    pub async fn ask(&self, session: SessionId, frame: ClientFrame) -> Option<Option<ServerFrame>> {
-        let client = self.streams.get(&session).map(|client| Arc::clone(&client))?;
-        let request = client.desk().session.request(frame, &self.limits);
-        match request {
-            Ok(None) => Some(None),
-            Ok(Some(request)) => Some(requests::perform(&client, request, false).await),
-            Err(refusal) => Some(Some(refusal)),
-        }
-    }
-}
 
 /// What an SSE stream is opened with.
 #[derive(Clone, Debug)]
@@ -383,16 +345,14 @@ impl Connection {
             && let Some(frame) = inbound.waiting.pop_front()
         {
             let mut desk = self.client.desk();
-            match desk.session.request(frame, &self.floor.limits) {
-                Ok(None) => {}
-                Err(refusal) => self.client.send(&mut desk, &refusal),
-                Ok(Some(request)) => {
-                    let client = Arc::clone(&self.client);
-                    self.work = Some(Box::pin(async move {
-                        requests::perform(&client, request, true).await;
-                    }));
-                }
+            if let Err(refusal) = desk.session.check(&frame, &self.floor.limits) {
+                self.client.send(&mut desk, &refusal);
+                continue;
             }
+            let (floor, client) = (Arc::clone(&self.floor), Arc::clone(&self.client));
+            self.work = Some(Box::pin(async move {
+                requests::perform(&floor, &client, frame, true).await;
+            }));
         }
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::allowance::Allowance;
 use crate::protocol::{
-    Channel, ClientFrame, Draft, ErrorCode, Position, Positions, ServerFrame, SessionId,
+    Channel, ClientFrame, ErrorCode, Position, Positions, ServerFrame, SessionId,
     frame::{RequestId, ResetReason},
 };
 
@@ -81,47 +81,6 @@ impl<L> Subscription<L> {
     }
 }
 
-/// What a frame asks for, once the rules allow it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Open the channel and deliver it.
-    Subscribe {
-        /// The request's number.
-        id: Option<RequestId>,
-        /// What to deliver.
-        channel: Channel,
-        /// The last position the client holds.
-        since: Option<Position>,
-    },
-    /// Deliver it no longer.
-    Unsubscribe {
-        /// The request's number.
-        id: Option<RequestId>,
-        /// What not to deliver.
-        channel: Channel,
-    },
-    /// Append an event.
-    Publish {
-        /// The request's number.
-        id: Option<RequestId>,
-        /// Where to.
-        channel: Channel,
-        /// The event.
-        draft: Draft,
-    },
-    /// Read a channel's log once.
-    History {
-        /// The request's number.
-        id: Option<RequestId>,
-        /// Which log.
-        channel: Channel,
-        /// Behind this position.
-        since: Option<Position>,
-        /// At most so many events.
-        limit: usize,
-    },
-}
-
 impl<L> Session<L> {
     /// A session that reads nothing yet.
     pub fn new(id: SessionId) -> Self {
@@ -138,53 +97,46 @@ impl<L> Session<L> {
         self.id = id;
     }
 
-    /// What a frame asks for; none when it asks for nothing.
+    /// Whether the rules allow what a frame asks for.
     ///
     /// # Errors
     /// With the frame that refuses it.
-    pub fn request(
-        &self,
-        frame: ClientFrame,
-        limits: &LimitsConfig,
-    ) -> Result<Option<Request>, ServerFrame> {
-        let refused = |id, code, message: String| Err(ServerFrame::Error { id, code, message });
+    pub fn check(&self, frame: &ClientFrame, limits: &LimitsConfig) -> Result<(), ServerFrame> {
+        let refused = |id: Option<RequestId>, code, message: String| {
+            Err(ServerFrame::Error { id, code, message })
+        };
         match frame {
-            ClientFrame::Pong => Ok(None),
-            ClientFrame::Connect { id, .. } => refused(
-                id,
-                ErrorCode::Malformed,
-                "connect is the first frame of a connection or none".to_owned(),
-            ),
-            ClientFrame::Subscribe { id, channel, since } => {
-                if self.reads(&channel) {
+            ClientFrame::Pong | ClientFrame::History { .. } => Ok(()),
+            ClientFrame::Connect { id, .. } => {
+                let message = "connect is the first frame of a connection or none".to_owned();
+                refused(*id, ErrorCode::Malformed, message)
+            }
+            ClientFrame::Subscribe { id, channel, .. } => {
+                if self.reads(channel) {
                     let message = format!("this session is subscribed to {channel} already");
-                    return refused(id, ErrorCode::AlreadySubscribed, message);
+                    return refused(*id, ErrorCode::AlreadySubscribed, message);
                 }
                 if limits.subscriptions <= self.subscriptions.len() {
-                    let most = limits.subscriptions;
-                    let message = format!("a session may have {most} subscriptions");
-                    return refused(id, ErrorCode::LimitExceeded, message);
+                    let message =
+                        format!("a session may have {} subscriptions", limits.subscriptions);
+                    return refused(*id, ErrorCode::LimitExceeded, message);
                 }
-                Ok(Some(Request::Subscribe { id, channel, since }))
+                Ok(())
             }
             ClientFrame::Unsubscribe { id, channel } => {
-                if !self.reads(&channel) {
+                if !self.reads(channel) {
                     let message = format!("this session is not subscribed to {channel}");
-                    return refused(id, ErrorCode::NotSubscribed, message);
+                    return refused(*id, ErrorCode::NotSubscribed, message);
                 }
-                Ok(Some(Request::Unsubscribe { id, channel }))
+                Ok(())
             }
-            ClientFrame::Publish { id, channel, draft } => {
+            ClientFrame::Publish { id, draft, .. } => {
                 let (len, most) = (draft.data.len(), limits.event_bytes);
                 if most < len {
                     let message = format!("the data has {len} bytes, an event may have {most}");
-                    return refused(id, ErrorCode::TooLarge, message);
+                    return refused(*id, ErrorCode::TooLarge, message);
                 }
-                Ok(Some(Request::Publish { id, channel, draft }))
-            }
-            ClientFrame::History { id, channel, since, limit } => {
-                let limit = limit.unwrap_or(100).min(limits.history_events);
-                Ok(Some(Request::History { id, channel, since, limit }))
+                Ok(())
             }
         }
     }
@@ -271,7 +223,7 @@ mod tests {
 
     fn refusal(session: &Session<()>, frame: &str) -> ErrorCode {
         let limits = LimitsConfig { subscriptions: 2, event_bytes: 4, ..LimitsConfig::default() };
-        match session.request(ClientFrame::parse(frame).unwrap(), &limits) {
+        match session.check(&ClientFrame::parse(frame).unwrap(), &limits) {
             Err(ServerFrame::Error { code, .. }) => code,
             other => panic!("not refused: {other:?}"),
         }

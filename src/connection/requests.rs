@@ -7,35 +7,39 @@ use crate::{
     broker::{BrokerError, Publication, Range},
     node::{Hold, LogEntry, Start, Tag},
     protocol::{
-        Channel, ErrorCode, Position, ServerFrame,
+        Channel, ClientFrame, ErrorCode, Position, ServerFrame,
         frame::{Page, PageEvent, RequestId, ResetReason},
     },
-    session::Request,
 };
 
 /// Events that a client far behind is given from the broker's log in one go.
 const CATCH_UP: usize = 64;
+
+/// Events of a history whose request names no limit.
+const HISTORY: usize = 100;
 
 /// Pause before the broker is asked again for a client that can only wait.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Performs a request. The reply goes to the client's stream, or is returned to the caller.
 pub(super) async fn perform(
+    floor: &Floor,
     client: &Arc<Client>,
-    request: Request,
+    request: ClientFrame,
     to_stream: bool,
 ) -> Option<ServerFrame> {
     let reply = match request {
-        Request::Subscribe { id, channel, since } => {
+        ClientFrame::Pong | ClientFrame::Connect { .. } => return None,
+        ClientFrame::Subscribe { id, channel, since } => {
             return subscribe(client, id, channel, since, to_stream).await;
         }
-        Request::Unsubscribe { id, channel } => {
+        ClientFrame::Unsubscribe { id, channel } => {
             if client.desk().session.close(&channel).is_some() {
                 client.node.metrics().subscriptions.dec();
             }
             ServerFrame::Unsubscribed { id, channel }
         }
-        Request::Publish { id, channel, draft } => {
+        ClientFrame::Publish { id, channel, draft } => {
             let message_id = draft.id.clone();
             let receipts = client.node.publish(vec![Publication { channel, draft }]).await;
             match receipts.into_iter().next() {
@@ -53,7 +57,8 @@ pub(super) async fn perform(
                 },
             }
         }
-        Request::History { id, channel, since, limit } => {
+        ClientFrame::History { id, channel, since, limit } => {
+            let limit = limit.unwrap_or(HISTORY).min(floor.limits.history_events);
             match history(client, channel, since, limit).await {
                 Ok(page) => ServerFrame::History { id, page },
                 Err(err) => refusal(id, &err),

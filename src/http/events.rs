@@ -7,7 +7,7 @@ use axum::{
     Json,
     body::{Body, Bytes},
     extract::{Extension, Path, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, Version, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header},
     response::{IntoResponse as _, Response},
 };
 use futures_util::stream;
@@ -38,6 +38,11 @@ pub(super) async fn open(
     Extension(lend): Extension<Lend>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    // The router sends HEAD here too; it must not be answered with a stream.
+    if request.method() != Method::GET {
+        let message = "/events answers to GET, with a stream";
+        return Err(ApiError::new(ErrorCode::MethodNotAllowed, message));
+    }
     let query = request.uri().query().unwrap_or_default();
     let asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
     if request.version() == Version::HTTP_2 {

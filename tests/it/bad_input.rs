@@ -142,6 +142,17 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
 }
 
 #[tokio::test]
+async fn a_head_request_is_not_answered_with_a_stream() {
+    let gateway = TestGateway::start().await;
+    let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
+    let head = b"HEAD /events?channel=a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    socket.write_all(head).await.unwrap();
+    let mut answer = String::new();
+    soon("it is answered", socket.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_client_that_floods_is_cut_off_and_nobody_else_is() {
     let gateway = TestGateway::with(|config| {
         config.limits.frames_per_second = 10;

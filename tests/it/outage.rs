@@ -26,6 +26,13 @@ fn on(redis: &PrivateRedis) -> impl FnOnce(&mut Config) {
     }
 }
 
+async fn ready_on(redis: &PrivateRedis) -> (TestGateway, Api) {
+    let gateway = TestGateway::with(on(redis)).await;
+    let api = Api::of(gateway.addr);
+    until_ready(&api).await;
+    (gateway, api)
+}
+
 async fn until_ready(api: &Api) {
     eventually("the node is ready", async || {
         (api.get("/health/ready").await.0 == 200).then_some(())
@@ -78,9 +85,7 @@ async fn a_broker_that_is_required_at_the_start_ends_the_start_with_its_reason()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_outlive_the_brokers_absence_and_miss_nothing() {
     let mut redis = PrivateRedis::durable().await;
-    let gateway = TestGateway::with(on(&redis)).await;
-    let api = Api::of(gateway.addr);
-    until_ready(&api).await;
+    let (gateway, api) = ready_on(&redis).await;
     let mut ws = Ws::open(gateway.addr).await;
     ws.subscribe("news", None).await;
     let mut sse = Sse::open(gateway.addr, "channel=news").await;
@@ -108,9 +113,7 @@ async fn readers_outlive_the_brokers_absence_and_miss_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_last_message_that_was_lost_on_the_way_is_found_without_another() {
     let redis = PrivateRedis::start().await;
-    let gateway = TestGateway::with(on(&redis)).await;
-    let api = Api::of(gateway.addr);
-    until_ready(&api).await;
+    let (gateway, api) = ready_on(&redis).await;
     let mut ws = Ws::open(gateway.addr).await;
     ws.subscribe("news", None).await;
     api.publish("news", 1).await;
@@ -129,9 +132,7 @@ async fn a_last_message_that_was_lost_on_the_way_is_found_without_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_was_lost_is_told_to_its_readers() {
     let redis = PrivateRedis::start().await;
-    let gateway = TestGateway::with(on(&redis)).await;
-    let api = Api::of(gateway.addr);
-    until_ready(&api).await;
+    let (gateway, api) = ready_on(&redis).await;
     let mut ws = Ws::open(gateway.addr).await;
     ws.subscribe("news", None).await;
     let mut sse = Sse::open(gateway.addr, "channel=news").await;
