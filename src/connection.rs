@@ -39,7 +39,7 @@ use crate::{
         Channel, ClientFrame, CloseCode, Position, ServerFrame, SessionId, WireFormat,
         rfc6455::{self, Decoder, Message},
     },
-    session::{Allowance, Session},
+    session::Session,
 };
 
 /// Section `[connection]`.
@@ -78,6 +78,9 @@ impl Default for ConnectionConfig {
 
 /// How long a client may take to notice that it was closed before the socket is dropped.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// Nobody is asked to come back sooner than this.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes read from a client in one go.
 const READ_BYTES: usize = 4096;
@@ -131,20 +134,14 @@ type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Inbound {
     decoder: Decoder,
     greeted: bool,
-    allowance: Allowance,
     waiting: VecDeque<ClientFrame>,
 }
 
 impl Connection {
     /// A WebSocket whose handshake is done. `leftover` came right behind it.
     pub fn websocket(floor: Arc<Floor>, socket: Socket, leftover: &[u8]) -> (Self, CloseCode) {
-        let now = Instant::now();
-        let inbound = Inbound {
-            decoder: Decoder::default(),
-            greeted: false,
-            allowance: Allowance::full(now),
-            waiting: VecDeque::new(),
-        };
+        let inbound =
+            Inbound { decoder: Decoder::default(), greeted: false, waiting: VecDeque::new() };
         let session = Session::new(SessionId::generate());
         let mut this = Self::new(floor, socket, WireFormat::WebSocket, session);
         this.heartbeat.expect_first_word(this.floor.config.connect_timeout);
@@ -207,16 +204,15 @@ impl Connection {
     }
 
     async fn serve(&mut self) -> CloseCode {
-        // A client may ask for something right behind its handshake.
-        self.next_request();
         loop {
             if let Err(code) = self.write_due() {
                 return code;
             }
+            self.next_request();
             // Nothing here is lost when another arm wins: each only waits, what follows acts.
             let step = tokio::select! {
                 () = self.client.wake.notified() => Step::Write,
-                () = self.client.socket.writable(), if self.pace == Pace::Blocked => Step::Write,
+                () = self.client.socket.writable(), if self.pace == Pace::Blocked => Step::Room,
                 () = tokio::task::yield_now(), if self.pace == Pace::More => Step::Write,
                 () = self.client.socket.readable(), if self.listens() => Step::Read,
                 () = finished(&mut self.work) => Step::WorkDone,
@@ -224,8 +220,15 @@ impl Connection {
             };
             let done = match step {
                 Step::Write => Ok(()),
+                Step::Room => {
+                    self.client.has_room();
+                    Ok(())
+                }
                 Step::Read => self.read(),
-                Step::WorkDone => self.work_done(),
+                Step::WorkDone => {
+                    self.work = None;
+                    Ok(())
+                }
                 Step::Beat(beat) => self.beat(beat),
             };
             if let Err(code) = done {
@@ -234,10 +237,13 @@ impl Connection {
         }
     }
 
-    /// Whether more from the client can be taken: what it asked before comes first.
+    /// Whether more from the client can be taken: what it asked before comes first, and it has to
+    /// read the answers. Otherwise asking would be a way to fill our memory.
     fn listens(&self) -> bool {
         match &self.decoder {
-            Some(inbound) => self.work.is_none() && inbound.waiting.is_empty(),
+            Some(inbound) => {
+                self.work.is_none() && inbound.waiting.is_empty() && self.client.desk().is_clear()
+            }
             None => true,
         }
     }
@@ -263,9 +269,7 @@ impl Connection {
             Ok(0) => Err(CloseCode::Normal),
             Ok(len) => {
                 self.heartbeat.heard();
-                self.take(&buffer[..len])?;
-                self.next_request();
-                Ok(())
+                self.take(&buffer[..len])
             }
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(CloseCode::Normal),
@@ -285,7 +289,7 @@ impl Connection {
     fn hear(&mut self, inbound: &mut Inbound, message: Message) -> Result<(), CloseCode> {
         let limits = &self.floor.limits;
         let (rate, burst) = (limits.frames_per_second, limits.frames_burst);
-        if !inbound.allowance.take(Instant::now(), rate, burst) {
+        if !self.client.desk().allowance.take(Instant::now(), rate, burst) {
             return Err(CloseCode::RateLimited);
         }
         match message {
@@ -339,27 +343,26 @@ impl Connection {
         is_connect
     }
 
+    /// Begins with what the client asked for next, once it has read the answer before.
     fn next_request(&mut self) {
         let Some(inbound) = &mut self.decoder else { return };
-        while self.work.is_none()
-            && let Some(frame) = inbound.waiting.pop_front()
-        {
+        while self.work.is_none() && !inbound.waiting.is_empty() {
             let mut desk = self.client.desk();
+            let Some(frame) = desk.is_clear().then(|| inbound.waiting.pop_front()).flatten() else {
+                return;
+            };
             if let Err(refusal) = desk.session.check(&frame, &self.floor.limits) {
                 self.client.send(&mut desk, &refusal);
-                continue;
+                drop(desk);
+                // Nothing else may come to write it out.
+                self.client.wake.notify_one();
+                return;
             }
             let (floor, client) = (Arc::clone(&self.floor), Arc::clone(&self.client));
             self.work = Some(Box::pin(async move {
                 requests::perform(&floor, &client, frame, true).await;
             }));
         }
-    }
-
-    fn work_done(&mut self) -> Result<(), CloseCode> {
-        self.work = None;
-        self.next_request();
-        Ok(())
     }
 
     fn beat(&mut self, beat: Beat) -> Result<(), CloseCode> {
@@ -369,7 +372,7 @@ impl Connection {
             Beat::Silent | Beat::Ping => {}
         }
         let mut desk = self.client.desk();
-        let stalled = desk.blocked_since.map(|since| since.elapsed());
+        let stalled = desk.stalled_for();
         if stalled.is_some_and(|stalled| self.floor.config.stall_timeout <= stalled) {
             return Err(CloseCode::TooSlow);
         }
@@ -383,13 +386,7 @@ impl Connection {
     async fn part(&mut self, code: CloseCode) {
         self.give_back();
         if code != CloseCode::Normal {
-            let spread = self.floor.config.drain_spread.as_millis();
-            let spread = u64::try_from(spread).unwrap_or(u64::MAX);
-            let after = match code {
-                CloseCode::Draining => rand::rng().random_range(0..=spread),
-                _ => 0,
-            };
-            let goodbye = ServerFrame::goodbye(code, after);
+            let goodbye = ServerFrame::goodbye(code, self.pause_after(code));
             self.client.send(&mut self.client.desk(), &goodbye);
         }
         if self.decoder.is_some() {
@@ -401,11 +398,22 @@ impl Connection {
         debug!(code = code.number(), reason = code.as_str(), "connection closed");
     }
 
+    /// The milliseconds a client is asked to wait before it comes back.
+    fn pause_after(&self, code: CloseCode) -> u64 {
+        let config = &self.floor.config;
+        let most = match code {
+            CloseCode::Draining => config.drain_spread,
+            _ if code.reconnect() => config.sse_retry,
+            _ => return 0,
+        };
+        rand::rng().random_range(LEAST_PAUSE..=most.max(LEAST_PAUSE)).as_millis() as u64
+    }
+
     fn give_back(&mut self) {
         self.work = None;
         let (session, subscriptions) = {
             let mut desk = self.client.desk();
-            (desk.session.id(), desk.session.close_all())
+            (desk.session.id(), desk.close())
         };
         let count = i64::try_from(subscriptions.len()).unwrap_or(i64::MAX);
         self.floor.node.metrics().subscriptions.dec_by(count);
@@ -431,6 +439,7 @@ impl Drop for Connection {
 async fn leave(client: &Client) {
     while let Due::Blocked | Due::More = client.write_due() {
         client.socket.writable().await;
+        client.has_room();
     }
     client.socket.end_writing();
     // Dropping a socket with unread bytes resets it, and the goodbye with it.
@@ -452,6 +461,7 @@ fn pass_over_unread(socket: &Socket) -> bool {
 
 enum Step {
     Write,
+    Room,
     Read,
     WorkDone,
     Beat(Beat),

@@ -5,6 +5,7 @@
 
 pub mod hub;
 pub mod log;
+mod reading;
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -12,16 +13,16 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use self::{hub::Hub, log::RingLimits};
 pub use self::{
-    hub::{Hold, PAGE},
+    hub::Hold,
     log::{Batch, LogEntry, Read, Reader, Tag},
 };
+use self::{hub::Hub, log::RingLimits, reading::Reading};
 use crate::{
     broker::{Broker, BrokerError, Feed, Health, Incoming, Publication, Range, Receipt, Slice},
     lifecycle::Stage,
     metrics::Metrics,
-    protocol::{Channel, Position, frame::ResetReason},
+    protocol::{Channel, Event, Position, frame::ResetReason},
 };
 
 /// Section `[node]`.
@@ -75,11 +76,15 @@ impl Default for DedupConfig {
     }
 }
 
+/// How long this node's log may take to find out about a life of the log that a client knows already.
+const CATCHING_UP: Duration = Duration::from_secs(2);
+
 /// One gateway process among others.
 #[derive(Debug)]
 pub struct Node {
     name: Arc<str>,
     broker: Arc<dyn Broker>,
+    reading: Arc<Reading>,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
 }
@@ -95,13 +100,15 @@ impl Node {
     ) -> Arc<Self> {
         let ring = RingLimits { events: config.ring_events.get(), bytes: config.ring_bytes.get() };
         let window = (dedup.delivered_ids, dedup.window);
-        let hub = Hub::new(Arc::clone(&broker), ring, window, Arc::clone(&metrics), stage.clone());
+        let reading = Arc::new(Reading::new(Arc::clone(&broker)));
+        let source = (Arc::clone(&broker), Arc::clone(&reading));
+        let hub = Hub::new(source, ring, window, Arc::clone(&metrics), stage.clone());
         let name = if config.name.is_empty() {
             format!("node-{:04x}", rand::random::<u16>()).into()
         } else {
             config.name.as_str().into()
         };
-        let node = Arc::new(Self { name, broker, hub, metrics });
+        let node = Arc::new(Self { name, broker, reading, hub, metrics });
         stage.spawn("pump", pump(Arc::clone(&node), feed, stage.clone()));
         let keep = keep_house(Arc::clone(&node), config.clone(), stage.clone());
         stage.spawn("housekeeping", keep);
@@ -162,7 +169,12 @@ impl Node {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError> {
-        self.broker.read(channel, range, limit).await
+        self.reading.read(channel, range, limit).await
+    }
+
+    /// Whether an event was delivered before, under an earlier offset.
+    pub fn was_shown_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
+        self.hub.was_shown_before(channel, position, event)
     }
 
     /// Hears that a channel's log stands at `position`.
@@ -181,15 +193,12 @@ impl Node {
             return Ok(Start { cursor: head, head, lost: None, recovered: false });
         };
         let lost = |reason| Start { cursor: head, head, lost: Some(reason), recovered: false };
-        if since.epoch != head.epoch {
-            return Ok(lost(ResetReason::Epoch));
-        }
-        if head.offset < since.offset {
-            // This node may lag behind the one that sent the position: the broker knows better.
-            return self.place_ahead(hold, since).await;
+        if since.epoch != head.epoch || head.offset < since.offset {
+            // This node may lag behind the one that gave the position: the broker knows better.
+            return self.place_beyond(hold, since).await;
         }
         if !hold.log().covers(since.offset) {
-            hold.fill_back_to(&*self.broker, since.offset).await?;
+            hold.fill_back_to(&self.reading, since.offset).await?;
         }
         if !hold.log().covers(since.offset) && !self.is_kept(hold, since).await? {
             return Ok(lost(ResetReason::Expired));
@@ -197,18 +206,25 @@ impl Node {
         Ok(Start { cursor: since, head, lost: None, recovered: true })
     }
 
-    async fn place_ahead(&self, hold: &Hold, since: Position) -> Result<Start, BrokerError> {
-        let slice = self.broker.read(hold.log().channel(), Range::After(since.offset), 1).await?;
+    async fn place_beyond(&self, hold: &Hold, since: Position) -> Result<Start, BrokerError> {
+        let channel = hold.log().channel();
+        let slice = self.reading.read(channel, Range::After(since.offset), 1).await?;
         let head = Position::new(slice.epoch, slice.head);
-        self.hub.heard_of(hold.log().channel(), head);
-        if slice.epoch == since.epoch && since.offset <= slice.head {
-            return Ok(Start { cursor: since, head, lost: None, recovered: true });
-        }
-        Ok(Start { cursor: head, head, lost: Some(ResetReason::Epoch), recovered: false })
+        self.hub.heard_of(channel, head);
+        let known = hold.log().reaches_epoch(head.epoch, CATCHING_UP).await;
+        let next = slice.events.first().map(|(offset, _)| *offset);
+        let lost = |reason| Start { cursor: head, head, lost: Some(reason), recovered: false };
+        Ok(if !known || slice.epoch != since.epoch || slice.head < since.offset {
+            lost(ResetReason::Epoch)
+        } else if slice.head == since.offset || next == Some(since.offset + 1) {
+            Start { cursor: since, head, lost: None, recovered: true }
+        } else {
+            lost(ResetReason::Expired)
+        })
     }
 
     async fn is_kept(&self, hold: &Hold, since: Position) -> Result<bool, BrokerError> {
-        let slice = self.broker.read(hold.log().channel(), Range::After(since.offset), 1).await?;
+        let slice = self.reading.read(hold.log().channel(), Range::After(since.offset), 1).await?;
         let next = slice.events.first().map(|(offset, _)| *offset);
         Ok(slice.epoch == since.epoch && next == Some(since.offset + 1))
     }

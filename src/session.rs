@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::allowance::Allowance;
 use crate::protocol::{
     Channel, ClientFrame, ErrorCode, Position, Positions, ServerFrame, SessionId,
-    frame::{RequestId, ResetReason},
+    frame::ResetReason,
 };
 
 /// Section `[limits]`.
@@ -57,6 +57,9 @@ pub struct Session<L> {
     id: SessionId,
     subscriptions: Vec<Subscription<L>>,
     next_tag: u32,
+    /// It read several channels once: from then on its positions name the channel, since a client
+    /// may come back to the address that names them all.
+    names_channels: bool,
 }
 
 /// A channel that a session reads.
@@ -84,7 +87,7 @@ impl<L> Subscription<L> {
 impl<L> Session<L> {
     /// A session that reads nothing yet.
     pub fn new(id: SessionId) -> Self {
-        Self { id, subscriptions: Vec::new(), next_tag: 0 }
+        Self { id, subscriptions: Vec::new(), next_tag: 0, names_channels: false }
     }
 
     /// Which it is.
@@ -102,39 +105,41 @@ impl<L> Session<L> {
     /// # Errors
     /// With the frame that refuses it.
     pub fn check(&self, frame: &ClientFrame, limits: &LimitsConfig) -> Result<(), ServerFrame> {
-        let refused = |id: Option<RequestId>, code, message: String| {
-            Err(ServerFrame::Error { id, code, message })
-        };
+        let refused = |code, message: String| Err(frame.refused(code, message));
         match frame {
-            ClientFrame::Pong | ClientFrame::History { .. } => Ok(()),
-            ClientFrame::Connect { id, .. } => {
-                let message = "connect is the first frame of a connection or none".to_owned();
-                refused(*id, ErrorCode::Malformed, message)
+            ClientFrame::Pong => Ok(()),
+            ClientFrame::History { limit: Some(0), .. } => {
+                refused(ErrorCode::Malformed, "a history's limit is 1 or more".to_owned())
             }
-            ClientFrame::Subscribe { id, channel, .. } => {
+            ClientFrame::History { .. } => Ok(()),
+            ClientFrame::Connect { .. } => {
+                let message = "connect is the first frame of a connection or none".to_owned();
+                refused(ErrorCode::Malformed, message)
+            }
+            ClientFrame::Subscribe { channel, .. } => {
                 if self.reads(channel) {
                     let message = format!("this session is subscribed to {channel} already");
-                    return refused(*id, ErrorCode::AlreadySubscribed, message);
+                    return refused(ErrorCode::AlreadySubscribed, message);
                 }
                 if limits.subscriptions <= self.subscriptions.len() {
                     let message =
                         format!("a session may have {} subscriptions", limits.subscriptions);
-                    return refused(*id, ErrorCode::LimitExceeded, message);
+                    return refused(ErrorCode::LimitExceeded, message);
                 }
                 Ok(())
             }
-            ClientFrame::Unsubscribe { id, channel } => {
+            ClientFrame::Unsubscribe { channel, .. } => {
                 if !self.reads(channel) {
                     let message = format!("this session is not subscribed to {channel}");
-                    return refused(*id, ErrorCode::NotSubscribed, message);
+                    return refused(ErrorCode::NotSubscribed, message);
                 }
                 Ok(())
             }
-            ClientFrame::Publish { id, draft, .. } => {
+            ClientFrame::Publish { draft, .. } => {
                 let (len, most) = (draft.data.len(), limits.event_bytes);
                 if most < len {
                     let message = format!("the data has {len} bytes, an event may have {most}");
-                    return refused(*id, ErrorCode::TooLarge, message);
+                    return refused(ErrorCode::TooLarge, message);
                 }
                 Ok(())
             }
@@ -148,6 +153,7 @@ impl<L> Session<L> {
         // Most sessions read one channel: no room for four.
         self.subscriptions.reserve_exact(1);
         self.subscriptions.push(Subscription { tag, channel, cursor, behind: true, link });
+        self.names_channels |= 1 < self.subscriptions.len();
         tag
     }
 
@@ -167,9 +173,9 @@ impl<L> Session<L> {
         self.subscriptions.iter_mut().find(|subscription| subscription.tag == tag)
     }
 
-    /// How many channels it reads.
-    pub fn subscriptions(&self) -> usize {
-        self.subscriptions.len()
+    /// Whether one position says where it stands: then an event's frame is the same for all.
+    pub fn tells_one_position(&self) -> bool {
+        !self.names_channels
     }
 
     /// A subscription that has something undelivered, other than `not`.
@@ -194,7 +200,7 @@ impl<L> Session<L> {
         let position = position.into();
         let place = |s: &Subscription<L>| position.filter(|_| s.tag == tag).unwrap_or(s.cursor);
         match self.subscriptions.as_slice() {
-            [only] => Positions::One(place(only)),
+            [only] if !self.names_channels => Positions::One(place(only)),
             many => Positions::Many(many.iter().map(|s| (s.channel.clone(), place(s))).collect()),
         }
     }
@@ -259,6 +265,13 @@ mod tests {
     fn a_session_of_one_channel_tells_a_bare_position() {
         assert_eq!(session_on(&["a"]).positions().to_string(), "z-3");
         assert_eq!(session_on(&["a", "b"]).positions().to_string(), "a~z-3,b~z-3");
+    }
+
+    #[test]
+    fn a_session_of_several_channels_goes_on_naming_them() {
+        let mut session = session_on(&["a", "b"]);
+        session.close(&"a".parse().unwrap());
+        assert_eq!(session.positions().to_string(), "b~z-3");
     }
 
     #[test]

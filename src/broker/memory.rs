@@ -58,6 +58,7 @@ impl MemoryBroker {
         let dedup = retentions.default_retention().dedup;
         let logs = Mutex::new(Logs {
             heads: LruCache::sparse(config.max_channels),
+            life: Epoch::new(rand::random()),
             kept: LruCache::unbounded(),
             kept_bytes: 0,
             max_bytes: config.max_bytes,
@@ -129,6 +130,9 @@ fn closed() -> BrokerError {
 #[derive(Debug)]
 struct Logs {
     heads: LruCache<Channel, Position>,
+    /// The epoch of the logs that begin now. It changes whenever a head is forgotten, so that a log
+    /// that begins anew never looks like the one before.
+    life: Epoch,
     /// The channel that was quiet longest is the first to go.
     kept: LruCache<Channel, VecDeque<(u64, Event)>>,
     kept_bytes: usize,
@@ -138,8 +142,16 @@ struct Logs {
 
 impl Logs {
     fn head(&mut self, channel: &Channel) -> Position {
-        let new = || Position::new(Epoch::new(rand::random()), 0);
-        *self.heads.get_or_insert_ref(channel, new)
+        if let Some(head) = self.heads.get(channel) {
+            return *head;
+        }
+        let head = Position::new(self.life, 0);
+        if let Some((forgotten, _)) = self.heads.push(channel.clone(), head) {
+            self.life = Epoch::new(self.life.number() + 1);
+            let log = self.kept.pop(&forgotten).unwrap_or_default();
+            self.kept_bytes -= log.iter().map(|(_, event)| event.weight()).sum::<usize>();
+        }
+        head
     }
 
     fn append(
@@ -192,14 +204,16 @@ impl Logs {
     }
 
     fn read(
-        &mut self,
+        &self,
         channel: &Channel,
         range: Range,
         limit: usize,
         now_ms: u64,
         age_ms: u64,
     ) -> Slice {
-        let Position { epoch, offset: head } = self.head(channel);
+        // Reading makes no log: asking for names that nobody uses must not push out those in use.
+        let nothing = Position::new(self.life, 0);
+        let Position { epoch, offset: head } = self.heads.peek(channel).copied().unwrap_or(nothing);
         let Some(log) = self.kept.peek(channel) else {
             return Slice { epoch, head, events: Vec::new() };
         };
@@ -238,8 +252,11 @@ mod tests {
         Retention { events: 5, age: Duration::from_secs(60), dedup: Duration::from_secs(10) };
 
     fn logs(max_bytes: usize) -> Logs {
+        logs_with(MemoryConfig { max_bytes, ..MemoryConfig::default() })
+    }
+
+    fn logs_with(config: MemoryConfig) -> Logs {
         let default = Retentions::new(KEEP, HashMap::new());
-        let config = MemoryConfig { max_bytes, ..MemoryConfig::default() };
         MemoryBroker::new(&config, Arc::new(default)).0.logs.into_inner()
     }
 
@@ -263,6 +280,36 @@ mod tests {
         assert_eq!(offsets(&mut logs, "news", Range::After(6), 8000), [7, 8]);
         assert_eq!(offsets(&mut logs, "news", Range::Until(6), 8000), [6, 5, 4]);
         assert_eq!(offsets(&mut logs, "news", Range::After(0), 66_500), [7, 8]);
+    }
+
+    #[test]
+    fn a_log_whose_head_was_forgotten_begins_anew_and_empty() {
+        let two = NonZeroUsize::new(2).unwrap();
+        let mut logs = logs_with(MemoryConfig { max_channels: two, ..MemoryConfig::default() });
+        let head = |logs: &mut Logs| logs.head(&"a".parse().unwrap());
+        publish(&mut logs, "a", 1);
+        publish(&mut logs, "a", 2);
+        let before = head(&mut logs);
+        publish(&mut logs, "b", 3);
+        publish(&mut logs, "c", 4);
+        publish(&mut logs, "a", 5);
+        assert_eq!(offsets(&mut logs, "a", Range::After(0), 5), [1]);
+        let after = head(&mut logs);
+        assert_eq!(after.offset, 1);
+        assert_ne!(after.epoch, before.epoch);
+        let kept = logs.kept.iter().flat_map(|(_, log)| log).map(|(_, event)| event.weight());
+        assert_eq!(logs.kept_bytes, kept.sum::<usize>());
+    }
+
+    #[test]
+    fn reading_what_nobody_wrote_pushes_nothing_out() {
+        let two = NonZeroUsize::new(2).unwrap();
+        let mut logs = logs_with(MemoryConfig { max_channels: two, ..MemoryConfig::default() });
+        publish(&mut logs, "a", 1);
+        for n in 0..10 {
+            assert!(offsets(&mut logs, &format!("made-up:{n}"), Range::After(0), 1).is_empty());
+        }
+        assert_eq!(offsets(&mut logs, "a", Range::After(0), 1), [1]);
     }
 
     #[test]

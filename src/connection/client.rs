@@ -5,7 +5,12 @@
 //! socket, and that a socket may take half a frame. There is no queue of events: what a client has
 //! not read yet stays in the log.
 
-use std::{collections::VecDeque, fmt, io, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, MutexGuard};
@@ -17,7 +22,7 @@ use super::socket::Socket;
 use crate::{
     node::{Batch, Hold, LogEntry, Node, Read, Reader, Tag},
     protocol::{Position, Positions, ServerFrame, WireFormat, codec, frame::ResetReason},
-    session::{Session, Subscription},
+    session::{Allowance, Session, Subscription},
 };
 
 /// Bytes of events written to one client before others get their turn.
@@ -39,10 +44,46 @@ pub struct Client {
 /// What the fan-out and the task take turns at.
 pub(super) struct Desk {
     pub(super) session: Session<Hold>,
+    /// How much the client may ask for.
+    pub(super) allowance: Allowance,
+    /// The connection is over: nothing may be opened any more.
+    closed: bool,
     /// Bytes the socket did not take: replies, and the rest of at most one event.
     rest: VecDeque<Bytes>,
-    /// Since when the socket takes nothing.
-    pub(super) blocked_since: Option<Instant>,
+    flow: Flow,
+}
+
+/// What the socket said last.
+#[derive(Debug, Default)]
+struct Flow {
+    /// It takes nothing until it is writable again.
+    full: bool,
+    /// Since when it took nothing, however often it was tried.
+    blocked_since: Option<Instant>,
+}
+
+impl Desk {
+    /// How long the socket has been taking nothing.
+    pub(super) fn stalled_for(&self) -> Option<Duration> {
+        self.flow.blocked_since.map(|since| since.elapsed())
+    }
+
+    /// Whether everything that was said to the client is out.
+    pub(super) fn is_clear(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Takes everything back that was opened, and lets nothing be opened any more: a request that
+    /// ends later finds it closed.
+    pub(super) fn close(&mut self) -> Vec<Subscription<Hold>> {
+        self.closed = true;
+        self.session.close_all()
+    }
+
+    /// Whether the connection is over.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
 }
 
 /// How far a client's task got with what is due.
@@ -75,7 +116,14 @@ impl Client {
         delivered: Counter,
         session: Session<Hold>,
     ) -> Self {
-        let desk = Desk { session, rest: VecDeque::new(), blocked_since: None };
+        let allowance = Allowance::full(Instant::now());
+        let desk = Desk {
+            session,
+            allowance,
+            closed: false,
+            rest: VecDeque::new(),
+            flow: Flow::default(),
+        };
         Self { socket, format, node, wake: Notify::new(), delivered, desk: Mutex::new(desk) }
     }
 
@@ -97,10 +145,18 @@ impl Client {
         desk.rest.push_back(bytes);
     }
 
+    /// The socket has room again.
+    pub(super) fn has_room(&self) {
+        self.desk().flow.full = false;
+    }
+
     /// Writes what is due, in pieces of [`WRITE_BUDGET`].
     pub(super) fn write_due(&self) -> Due {
         let mut desk = self.desk();
         let mut far_behind = None;
+        if desk.flow.full {
+            return Due::Blocked;
+        }
         for _ in 0..WRITES_IN_A_ROW {
             match self.flush(&mut desk) {
                 Ok(true) => {}
@@ -121,6 +177,9 @@ impl Client {
                     if self.write(&mut desk, tag, &entries).is_err() {
                         return Due::Gone;
                     }
+                    if desk.flow.full {
+                        return Due::Blocked;
+                    }
                 }
             }
         }
@@ -135,20 +194,24 @@ impl Client {
         }
     }
 
+    /// Writes entries that were read from the broker's log, unless something has to go out first:
+    /// then they are read again.
+    pub(super) fn write_read(&self, desk: &mut Desk, tag: Tag, entries: &[Arc<LogEntry>]) {
+        // A client that is gone is found gone by its own task.
+        if matches!(self.flush(desk), Ok(true)) {
+            let _ = self.write(desk, tag, entries);
+        }
+    }
+
     /// Writes entries that follow the subscription's cursor, and moves it past those that are out.
-    pub(super) fn write(
-        &self,
-        desk: &mut Desk,
-        tag: Tag,
-        entries: &[Arc<LogEntry>],
-    ) -> io::Result<()> {
+    /// Nothing may wait in front of them.
+    fn write(&self, desk: &mut Desk, tag: Tag, entries: &[Arc<LogEntry>]) -> io::Result<()> {
         let mut frames: SmallVec<[Bytes; 16]> = SmallVec::with_capacity(entries.len());
         for entry in entries {
             frames.push(self.frame(desk, tag, entry));
         }
         let nothing_shown = frames.iter().all(Bytes::is_empty);
-        let written =
-            if nothing_shown { 0 } else { self.attempt(&mut desk.blocked_since, &frames)? };
+        let written = if nothing_shown { 0 } else { self.attempt(&mut desk.flow, &frames)? };
         self.settle(desk, tag, entries, &frames, written);
         Ok(())
     }
@@ -158,8 +221,8 @@ impl Client {
         while !desk.rest.is_empty() {
             desk.rest.make_contiguous();
             let (pieces, _) = desk.rest.as_slices();
-            let mut written = self.attempt(&mut desk.blocked_since, pieces)?;
-            if desk.blocked_since.is_some() {
+            let mut written = self.attempt(&mut desk.flow, pieces)?;
+            if desk.flow.full {
                 return Ok(false);
             }
             while let Some(piece) = desk.rest.front_mut() {
@@ -177,14 +240,15 @@ impl Client {
     }
 
     /// Writes what fits, and notes since when nothing does.
-    fn attempt(&self, blocked_since: &mut Option<Instant>, pieces: &[Bytes]) -> io::Result<usize> {
+    fn attempt(&self, flow: &mut Flow, pieces: &[Bytes]) -> io::Result<usize> {
         match self.socket.try_write(pieces) {
             Ok(written) => {
-                *blocked_since = None;
+                *flow = Flow::default();
                 Ok(written)
             }
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                blocked_since.get_or_insert_with(Instant::now);
+                flow.full = true;
+                flow.blocked_since.get_or_insert_with(Instant::now);
                 Ok(0)
             }
             Err(err) => Err(err),
@@ -224,7 +288,7 @@ impl Client {
             return Bytes::new();
         }
         let encoded = entry.frame(self.format);
-        if !self.format.is_sse() || desk.session.subscriptions() == 1 {
+        if !self.format.is_sse() || desk.session.tells_one_position() {
             return encoded.bytes.clone();
         }
         // A stream of several channels says with each event where it stands in all of them.
@@ -247,7 +311,7 @@ impl Reader for Client {
     fn offer(&self, tag: Tag, batch: &Batch) {
         let mut guard = self.desk();
         let desk = &mut *guard;
-        let shared = !self.format.is_sse() || desk.session.subscriptions() == 1;
+        let shared = !self.format.is_sse() || desk.session.tells_one_position();
         let Some(subscription) = desk.session.get_mut(tag) else { return };
         if subscription.holds(batch.ends_at()) {
             return;
@@ -261,7 +325,7 @@ impl Reader for Client {
             return self.check_out(desk, tag, batch, written.is_ok());
         }
         let joined = batch.joined(self.format);
-        let written = self.attempt(&mut desk.blocked_since, std::slice::from_ref(joined));
+        let written = self.attempt(&mut desk.flow, std::slice::from_ref(joined));
         if written.as_ref().is_ok_and(|written| *written == joined.len()) {
             subscription.cursor = batch.ends_at();
             self.delivered.inc_by(batch.shown() as u64);

@@ -1,6 +1,6 @@
 //! What all connections of a gateway share: where they read, what they may, and who is here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use dashmap::DashMap;
 use tokio_util::sync::CancellationToken;
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ConnectionConfig, client::Client, requests};
 use crate::{
     node::Node,
-    protocol::{ClientFrame, ServerFrame, SessionId},
+    protocol::{ClientFrame, ErrorCode, ServerFrame, SessionId},
     session::LimitsConfig,
 };
 
@@ -41,7 +41,16 @@ impl Floor {
     /// Performs what an SSE session asks for beside its stream; none when it is not here.
     pub async fn ask(&self, session: SessionId, frame: ClientFrame) -> Option<Option<ServerFrame>> {
         let client = self.streams.get(&session).map(|client| Arc::clone(&client))?;
-        let checked = client.desk().session.check(&frame, &self.limits);
+        let checked = {
+            let mut desk = client.desk();
+            let (rate, burst) = (self.limits.frames_per_second, self.limits.frames_burst);
+            if desk.allowance.take(Instant::now(), rate, burst) {
+                desk.session.check(&frame, &self.limits)
+            } else {
+                let message = format!("a session may send {rate} frames a second");
+                Err(frame.refused(ErrorCode::LimitExceeded, message))
+            }
+        };
         Some(match checked {
             Ok(()) => requests::perform(self, &client, frame, false).await,
             Err(refusal) => Some(refusal),

@@ -28,9 +28,7 @@ impl Heartbeat {
     /// Beats every `heartbeat`, or more often where stalls are to be noticed sooner.
     pub(super) fn new(heartbeat: Duration, stall_timeout: Duration) -> Self {
         let period = heartbeat.min(stall_timeout);
-        // The first beat falls anywhere in the period, so that those who came together drift apart.
-        let first = period.mul_f64(rand::random_range(0.5..1.0));
-        let timer = Box::pin(new_timer(first));
+        let timer = Box::pin(new_timer(first(period)));
         let patience = heartbeat * 2;
         Self { timer, period, patience, heard: Instant::now(), awaits_first_word: false }
     }
@@ -44,7 +42,7 @@ impl Heartbeat {
     /// The first word was said.
     pub(super) fn begin(&mut self) {
         self.awaits_first_word = false;
-        self.timer.as_mut().reset(Instant::now() + self.period);
+        self.timer.as_mut().reset(Instant::now() + first(self.period));
     }
 
     /// The client said something.
@@ -61,6 +59,11 @@ impl Heartbeat {
         self.timer.as_mut().reset(Instant::now() + self.period);
         if self.patience <= self.heard.elapsed() { Beat::Silent } else { Beat::Ping }
     }
+}
+
+/// The first beat falls anywhere in the period, so that those who came together drift apart.
+fn first(period: Duration) -> Duration {
+    period.mul_f64(rand::random_range(0.5..1.0))
 }
 
 fn new_timer(after: Duration) -> Sleep {

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Floor, client::Client, sse_retry, welcome};
+use super::{
+    Floor,
+    client::{Client, Desk},
+    sse_retry, welcome,
+};
 use crate::{
     broker::{BrokerError, Publication, Range},
     node::{Hold, LogEntry, Start, Tag},
@@ -30,9 +34,7 @@ pub(super) async fn perform(
 ) -> Option<ServerFrame> {
     let reply = match request {
         ClientFrame::Pong | ClientFrame::Connect { .. } => return None,
-        ClientFrame::Subscribe { id, channel, since } => {
-            return subscribe(client, id, channel, since, to_stream).await;
-        }
+        ClientFrame::Subscribe { .. } => return subscribe(floor, client, request, to_stream).await,
         ClientFrame::Unsubscribe { id, channel } => {
             if client.desk().session.close(&channel).is_some() {
                 client.node.metrics().subscriptions.dec();
@@ -86,6 +88,9 @@ pub(super) async fn open_stream(
         opened.push((channel, hold, start));
     }
     let mut desk = client.desk();
+    if desk.is_closed() {
+        return;
+    }
     client.send_bytes(&mut desk, sse_retry(floor.config.sse_retry));
     let mut tags = Vec::with_capacity(opened.len());
     for (channel, hold, start) in opened {
@@ -122,8 +127,10 @@ pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
         return;
     }
     if slice.epoch != cursor.epoch {
-        // The node's own log hears of it, starts anew and nudges its readers.
-        subscription.behind = false;
+        // The node's own log hears of it, starts anew and nudges its readers; until then there is
+        // nothing to do. If it has begun anew already, the nudge may have come before.
+        let known = subscription.link.log().head();
+        subscription.behind = known.is_none_or(|known| known.epoch != cursor.epoch);
         drop(desk);
         client.node.heard_of(&channel, Position::new(slice.epoch, slice.head));
         return;
@@ -138,28 +145,34 @@ pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
         .into_iter()
         .map(|(offset, event)| {
             let position = Position::new(slice.epoch, offset);
-            Arc::new(LogEntry::new(channel.clone(), position, event, false))
+            let repeat = client.node.was_shown_before(&channel, position, &event);
+            Arc::new(LogEntry::new(channel.clone(), position, event, repeat))
         })
         .collect();
-    // A client that is gone is found gone by its own task.
-    let _ = client.write(&mut desk, tag, &entries);
+    client.write_read(&mut desk, tag, &entries);
 }
 
 async fn subscribe(
+    floor: &Floor,
     client: &Arc<Client>,
-    id: Option<RequestId>,
-    channel: Channel,
-    since: Option<Position>,
+    request: ClientFrame,
     to_stream: bool,
 ) -> Option<ServerFrame> {
-    let (hold, start): (Hold, Start) = match client.node.attach(&channel, since).await {
+    let ClientFrame::Subscribe { id, ref channel, since } = request else { return None };
+    let (hold, start): (Hold, Start) = match client.node.attach(channel, since).await {
         Ok(attached) => attached,
         Err(err) => return deliver(client, refusal(id, &err), to_stream),
     };
+    let mut desk = client.desk();
+    // While the broker was asked, a second request may have done the same, or the client have gone.
+    if let Err(refusal) = still_welcome(&desk, &request, floor) {
+        drop(desk);
+        return deliver(client, refusal, to_stream);
+    }
+    let channel = channel.clone();
     let position = start.head;
     let recovered = start.recovered;
     let reply = ServerFrame::Subscribed { id, channel: channel.clone(), position, recovered };
-    let mut desk = client.desk();
     let tag = desk.session.open(channel, start.cursor, hold);
     client.node.metrics().subscriptions.inc();
     let reply = if to_stream {
@@ -174,9 +187,17 @@ async fn subscribe(
     reply
 }
 
+fn still_welcome(desk: &Desk, request: &ClientFrame, floor: &Floor) -> Result<(), ServerFrame> {
+    if desk.is_closed() {
+        let message = "the session's connection has ended".to_owned();
+        return Err(request.refused(ErrorCode::SessionUnknown, message));
+    }
+    desk.session.check(request, &floor.limits)
+}
+
 /// Tells what was lost, and takes a seat: from here on nothing is missed, since what came in between
 /// is read by the task, which starts out behind.
-fn begin(client: &Arc<Client>, desk: &mut super::client::Desk, tag: Tag, start: Start) {
+fn begin(client: &Arc<Client>, desk: &mut Desk, tag: Tag, start: Start) {
     if let Some(reason) = start.lost {
         client.reset(desk, tag, start.cursor, reason);
     }

@@ -91,11 +91,12 @@ pub(super) async fn history(
         let slice = edge.floor.node.read(&channel, after, limit).await?;
         return Ok(Json(page(channel, since, slice)));
     }
-    let until = Range::Until(since.map_or(u64::MAX, |since| since.offset.saturating_sub(1)));
-    let slice = edge.floor.node.read(&channel, until, limit).await?;
+    let before = since.map_or(u64::MAX, |since| since.offset.saturating_sub(1));
+    let slice = edge.floor.node.read(&channel, Range::Until(before), limit).await?;
     let show =
         |(offset, event): &(u64, _)| PageEvent::new(Position::new(slice.epoch, *offset), event);
-    let complete = slice.head == 0 || slice.events.last().is_some_and(|(first, _)| *first == 1);
+    let nothing_before = before == 0 || slice.head == 0;
+    let complete = nothing_before || slice.events.last().is_some_and(|(first, _)| *first == 1);
     Ok(Json(Page {
         channel,
         events: slice.events.iter().map(show).collect(),

@@ -18,7 +18,10 @@ use std::{
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
-use super::log::{ChannelLog, Next, Reader, RingLimits, Tag};
+use super::{
+    log::{ChannelLog, Next, Reader, RingLimits, Tag},
+    reading::Reading,
+};
 use crate::{
     broker::{Broker, BrokerError, Entry, Range, Slice},
     dedup::Window,
@@ -30,14 +33,14 @@ use crate::{
 /// Readers that are written to before others get their turn.
 const SLICE: usize = 128;
 
-/// Entries that a repair or a catch-up reads in one go.
-pub const PAGE: usize = 256;
+/// Entries that a repair reads in one go.
+const PAGE: usize = 256;
 
 /// First and longest pause between two tries to read what is missing.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Opening and giving up of channels that share a turn happen one after the other.
-const TURNS: usize = 64;
+const TURNS: usize = 1024;
 
 /// The channels that have readers on this node.
 #[derive(Debug)]
@@ -48,6 +51,7 @@ pub struct Hub {
     turns: Box<[tokio::sync::Mutex<()>]>,
     hasher: RandomState,
     broker: Arc<dyn Broker>,
+    reading: Arc<Reading>,
     ring: RingLimits,
     delivered: Delivered,
     metrics: Arc<Metrics>,
@@ -57,8 +61,8 @@ pub struct Hub {
 
 impl Hub {
     /// A hub without channels.
-    pub fn new(
-        broker: Arc<dyn Broker>,
+    pub(super) fn new(
+        (broker, reading): (Arc<dyn Broker>, Arc<Reading>),
         ring: RingLimits,
         (dedup_size, dedup_age): (NonZeroUsize, Duration),
         metrics: Arc<Metrics>,
@@ -69,6 +73,7 @@ impl Hub {
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             broker,
+            reading,
             ring,
             delivered: Delivered::new(dedup_size, dedup_age),
             metrics,
@@ -152,6 +157,11 @@ impl Hub {
         self.rooms.iter().map(|room| (room.key().clone(), room.log.readers())).collect()
     }
 
+    /// Whether an event was delivered before, under an earlier offset.
+    pub fn was_shown_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
+        self.delivered.was_shown_before(channel, position, event)
+    }
+
     fn room(&self, channel: &Channel) -> Option<Arc<Room>> {
         self.rooms.get(channel).map(|room| Arc::clone(&room))
     }
@@ -190,7 +200,7 @@ impl Hub {
         loop {
             let after = Range::After(room.log.missing_after());
             let slice = tokio::select! {
-                slice = self.broker.read(room.log.channel(), after, PAGE) => slice,
+                slice = self.reading.read(room.log.channel(), after, PAGE) => slice,
                 () = self.stage.stopping().cancelled() => return,
             };
             let Ok(slice) = slice else {
@@ -280,7 +290,7 @@ impl Hold {
     /// it. Asks at most once for all of them.
     pub(super) async fn fill_back_to(
         &self,
-        broker: &dyn Broker,
+        reading: &Reading,
         offset: u64,
     ) -> Result<(), BrokerError> {
         let _filling = self.room.filling.lock().await;
@@ -288,7 +298,7 @@ impl Hold {
         let (until, room) = log.room_before();
         let lacking = usize::try_from(until.saturating_sub(offset)).unwrap_or(usize::MAX);
         if !log.covers(offset) && lacking <= room {
-            log.prepend(broker.read(log.channel(), Range::Until(until), lacking).await?);
+            log.prepend(reading.read(log.channel(), Range::Until(until), lacking).await?);
         }
         Ok(())
     }
@@ -350,15 +360,25 @@ impl Delivered {
         Self(Mutex::new(Window::new(size, age / 2)))
     }
 
+    fn was_shown_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
+        let key = (channel.clone(), event.id.clone());
+        let first = self.0.lock().find(&key, event.time);
+        first.is_some_and(|first| is_earlier(first, position))
+    }
+
     fn is_repeat(&self, channel: &Channel, position: Position, event: &Event) -> bool {
         let key = (channel.clone(), event.id.clone());
         let mut window = self.0.lock();
         match window.find(&key, event.time) {
-            Some(first) => first.epoch == position.epoch && first.offset != position.offset,
+            Some(first) => is_earlier(first, position),
             None => {
                 window.remember(key, position, event.time);
                 false
             }
         }
     }
+}
+
+fn is_earlier(first: Position, position: Position) -> bool {
+    first.epoch == position.epoch && first.offset < position.offset
 }

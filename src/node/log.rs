@@ -11,16 +11,18 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use slab::Slab;
 use smallvec::SmallVec;
+use tokio::time::{Instant, interval};
 
 use crate::{
     broker::Slice,
-    protocol::{Channel, Event, Position, WireFormat, codec::Encoded},
+    protocol::{Channel, Epoch, Event, Position, WireFormat, codec::Encoded},
 };
 
 /// Somebody who reads logs: a client's connection.
@@ -35,6 +37,9 @@ pub trait Reader: Send + Sync {
 
 /// About how much is offered to a reader in one piece.
 const BATCH_BYTES: usize = 64 << 10;
+
+/// How often one who waits for a new life of the log looks for it. It comes once in a disaster.
+const EPOCH_LOOKS: Duration = Duration::from_millis(10);
 
 /// Which of its subscriptions a reader reads this log for.
 pub type Tag = u32;
@@ -298,6 +303,21 @@ impl ChannelLog {
             entries.push(Arc::clone(entry));
         }
         Read::Entries(entries)
+    }
+
+    /// Waits until the log is in its life `epoch`, at most `within`; whether it is.
+    pub async fn reaches_epoch(&self, epoch: Epoch, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let mut looks = interval(EPOCH_LOOKS);
+        loop {
+            looks.tick().await;
+            if self.head().is_some_and(|head| head.epoch == epoch) {
+                return true;
+            }
+            if deadline <= Instant::now() {
+                return false;
+            }
+        }
     }
 
     /// Whether everything behind `offset` is in the ring.

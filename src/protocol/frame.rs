@@ -66,6 +66,22 @@ pub enum ClientFrame {
 }
 
 impl ClientFrame {
+    /// The number its reply repeats.
+    pub fn id(&self) -> Option<RequestId> {
+        match self {
+            Self::Connect { id, .. }
+            | Self::Subscribe { id, .. }
+            | Self::Unsubscribe { id, .. }
+            | Self::Publish { id, .. }
+            | Self::History { id, .. } => *id,
+            Self::Pong => None,
+        }
+    }
+
+    /// The answer that refuses it.
+    pub fn refused(&self, code: ErrorCode, message: String) -> ServerFrame {
+        ServerFrame::Error { id: self.id(), code, message }
+    }
     /// Reads one frame.
     ///
     /// # Errors

@@ -99,7 +99,9 @@ impl Decoder {
     ) -> Result<usize, CloseCode> {
         let mut used = 0;
         while let Some(head) = Head::read(&bytes[used..])? {
-            let gathered = self.fragments.as_ref().map_or(0, Vec::len);
+            // A control frame in between adds nothing to the text.
+            let gathered = self.fragments.as_ref().filter(|_| head.opcode & 0x8 == 0);
+            let gathered = gathered.map_or(0, Vec::len);
             if payload_max < head.payload.saturating_add(gathered) {
                 return Err(CloseCode::TooBig);
             }

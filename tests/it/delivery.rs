@@ -196,6 +196,39 @@ async fn an_sse_session_speaks_by_post_what_a_websocket_speaks_by_frame() {
 }
 
 #[tokio::test]
+async fn the_same_channel_asked_for_many_times_at_once_is_subscribed_to_once() {
+    let gateway = TestGateway::start().await;
+    let api = Api::of(gateway.addr);
+    let mut ana = Sse::try_open(gateway.addr, "channel=lobby", None).await.unwrap();
+    let session = ana.next().await.json()["session"].as_str().unwrap().to_owned();
+    let path = format!("/events/{session}");
+    let ask = || api.post(&path, json!({"type": "subscribe", "channel": "news"}));
+    let answers = futures_util::future::join_all((0..16).map(|_| ask())).await;
+    let subscribed = answers.iter().filter(|(_, body, _)| body["type"] == "subscribed").count();
+    assert_eq!(subscribed, 1, "{answers:?}");
+    api.publish("news", 1).await;
+    api.publish("news", 2).await;
+    ana.expect_data([1, 2]).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_left_a_channel_comes_back_by_its_old_address() {
+    let gateway = TestGateway::start().await;
+    let api = Api::of(gateway.addr);
+    let query = "channel=a&channel=b";
+    let mut ana = Sse::try_open(gateway.addr, query, None).await.unwrap();
+    let session = ana.next().await.json()["session"].as_str().unwrap().to_owned();
+    let leave = json!({"type": "unsubscribe", "channel": "b"});
+    assert_eq!(api.post(&format!("/events/{session}"), leave).await.0, 200);
+    api.publish("a", 1).await;
+    ana.expect_data([1]).await;
+    api.publish("a", 2).await;
+    let mut back = Sse::try_open(gateway.addr, query, ana.last_id.as_deref()).await.unwrap();
+    back.next().await;
+    back.expect_data([2]).await;
+}
+
+#[tokio::test]
 async fn publishing_to_several_channels_and_in_batches_answers_for_each() {
     let gateway = TestGateway::start().await;
     let api = Api::of(gateway.addr);

@@ -1,10 +1,12 @@
 //! A reader that does not read costs a cursor: neither memory nor anybody's time.
 
+use std::num::NonZeroUsize;
+
 use serde_json::json;
 
 use crate::support::{
     client::{Sse, Ws},
-    gateway::{Api, GatewayProcess},
+    gateway::{Api, GatewayProcess, TestGateway},
 };
 
 /// Readers that never read.
@@ -74,6 +76,61 @@ async fn a_reader_that_stalls_and_goes_on_gets_everything_from_the_log() {
     }
     assert!(0.0 < api.metric("crossfade_catch_ups_total").await);
     assert_eq!(api.metric("crossfade_resets_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_stalled_reader_behind_a_pipe_is_left_in_peace_until_it_reads() {
+    let gateway = TestGateway::with(|config| {
+        config.node.ring_events = NonZeroUsize::new(8).unwrap();
+    })
+    .await;
+    let api = Api::of(gateway.addr);
+    let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let url = format!("http://{}/events?channel=news", gateway.addr);
+    let stuck = http.get(url).send().await.unwrap();
+    let data = "x".repeat(EVENT);
+    for n in 0..300 {
+        api.publish("news", json!([n, data])).await;
+    }
+    let before = api.metric("crossfade_catch_ups_total").await;
+    for n in 0..300 {
+        api.publish("elsewhere", n).await;
+    }
+    let after = api.metric("crossfade_catch_ups_total").await;
+    // One may have been under way when the first look was taken.
+    assert!(after <= before + 1.0, "{} readings for a full socket", after - before);
+    drop(stuck);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_without_end_and_reads_no_answer_is_not_answered_without_end() {
+    let gateway = GatewayProcess::start(&[
+        ("CROSSFADE_LIMITS__FRAMES_PER_SECOND", "1000000"),
+        ("CROSSFADE_LIMITS__FRAMES_BURST", "1000000"),
+        ("CROSSFADE_LIMITS__FRAME_BYTES", "8000000"),
+    ])
+    .await;
+    let api = Api::of(gateway.addr);
+    let data = "x".repeat(EVENT);
+    for n in 0..50 {
+        api.publish("news", json!([n, data])).await;
+    }
+    let history = json!({"type": "history", "channel": "news", "limit": 50});
+    let mut greedy = Ws::open(gateway.addr).await;
+    let mut ana = Ws::open(gateway.addr).await;
+    let before = gateway.resident_bytes();
+    for _ in 0..500 {
+        greedy.send(history.clone()).await;
+    }
+    // Ana's answers come behind what the gateway was ready to do for the other.
+    for _ in 0..20 {
+        ana.send(history.clone()).await;
+        let page = ana.expect("history").await;
+        let events = page["events"].as_array().unwrap().len();
+        assert!((1..50).contains(&events) && page["complete"] == false, "{events} events");
+    }
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    assert!(grown < 48 << 20, "{} MiB more than before", grown >> 20);
 }
 
 #[tokio::test]
