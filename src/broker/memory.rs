@@ -4,7 +4,12 @@
 //! all channels by `max_bytes`, for which the channels that were quiet longest give up their events
 //! first.
 
-use std::{collections::VecDeque, num::NonZeroUsize, sync::Arc};
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher as _, RandomState},
+    num::NonZeroUsize,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use dashmap::DashSet;
@@ -58,7 +63,8 @@ impl MemoryBroker {
         let dedup = retentions.default_retention().dedup;
         let logs = Mutex::new(Logs {
             heads: LruCache::sparse(config.max_channels),
-            life: Epoch::new(rand::random()),
+            life: 0,
+            epochs: RandomState::new(),
             kept: LruCache::unbounded(),
             kept_bytes: 0,
             max_bytes: config.max_bytes,
@@ -130,9 +136,10 @@ fn closed() -> BrokerError {
 #[derive(Debug)]
 struct Logs {
     heads: LruCache<Channel, Position>,
-    /// The epoch of the logs that begin now. It changes whenever a head is forgotten, so that a log
-    /// that begins anew never looks like the one before.
-    life: Epoch,
+    /// Goes into the epoch of the logs that begin now. It changes whenever a head is forgotten, so
+    /// that a log that begins anew never looks like the one before.
+    life: u64,
+    epochs: RandomState,
     /// The channel that was quiet longest is the first to go.
     kept: LruCache<Channel, VecDeque<(u64, Event)>>,
     kept_bytes: usize,
@@ -145,13 +152,18 @@ impl Logs {
         if let Some(head) = self.heads.get(channel) {
             return *head;
         }
-        let head = Position::new(self.life, 0);
+        let head = self.beginning(channel);
         if let Some((forgotten, _)) = self.heads.push(channel.clone(), head) {
-            self.life = Epoch::new(self.life.number() + 1);
+            self.life += 1;
             let log = self.kept.pop(&forgotten).unwrap_or_default();
             self.kept_bytes -= log.iter().map(|(_, event)| event.weight()).sum::<usize>();
         }
         head
+    }
+
+    /// Where a log stands that has no head yet.
+    fn beginning(&self, channel: &Channel) -> Position {
+        Position::new(Epoch::new(self.epochs.hash_one((self.life, channel))), 0)
     }
 
     fn append(
@@ -212,8 +224,8 @@ impl Logs {
         age_ms: u64,
     ) -> Slice {
         // Reading makes no log: asking for names that nobody uses must not push out those in use.
-        let nothing = Position::new(self.life, 0);
-        let Position { epoch, offset: head } = self.heads.peek(channel).copied().unwrap_or(nothing);
+        let head = self.heads.peek(channel).copied();
+        let Position { epoch, offset: head } = head.unwrap_or_else(|| self.beginning(channel));
         let Some(log) = self.kept.peek(channel) else {
             return Slice { epoch, head, events: Vec::new() };
         };
