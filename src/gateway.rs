@@ -17,8 +17,9 @@ use crate::{
         postgres::PostgresBroker,
         redis::{RedisBroker, RedisConfigError},
     },
+    cluster::Cluster,
     config::Config,
-    connection::Floor,
+    connection::{self, Floor},
     http::{
         Edge,
         accept::{self, TlsError},
@@ -78,10 +79,15 @@ impl Gateway {
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
         let Self { config, lifecycle, listener, tls, node } = self;
         let stopping = lifecycle.connections.stopping().clone();
-        let floor = Floor::new(node, config.connection, config.limits, stopping);
+        let (cluster, orders) =
+            Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
+        let floor = Floor::new(node, cluster, config.connection, config.limits, stopping);
+        let floor = Arc::new(floor);
+        let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
+        lifecycle.connections.spawn("orders", obeying);
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
-        let edge = Edge { floor: Arc::new(floor), connections, draining: draining.clone() };
+        let edge = Edge { floor, connections, draining: draining.clone() };
         let header_timeout = config.server.header_timeout;
         let stage = lifecycle.listening.clone();
         let accepting = accept::accept(listener, tls, router(edge), header_timeout, stage);

@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod lend;
 mod ops;
+mod presence;
 mod publish;
 mod websocket;
 
@@ -82,6 +83,8 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/publish/batch", post(publish::batch))
         .route("/api/channels", get(channels::list))
         .route("/api/channels/{channel}/history", get(channels::history))
+        .route("/api/channels/{channel}/presence", get(presence::list))
+        .route("/api/sessions/disconnect", post(presence::disconnect))
         .route("/health/live", get(ops::live))
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))

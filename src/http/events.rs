@@ -4,7 +4,6 @@
 use std::{collections::HashSet, convert::Infallible, sync::Arc};
 
 use axum::{
-    Json,
     body::{Body, Bytes},
     extract::{Extension, Path, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header},
@@ -23,7 +22,7 @@ use crate::{
         Connection, StreamRequest,
         socket::{Pipe, Socket},
     },
-    protocol::{Channel, ClientFrame, ErrorCode, Positions, ServerFrame, SessionId, WireFormat},
+    protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat},
 };
 
 /// The head of a stream on HTTP/1: it ends when the connection does.
@@ -90,15 +89,18 @@ impl Drop for Tap {
 }
 
 /// Reads what a stream is asked for: `channel=` once for each, `since=` or `Last-Event-ID`,
-/// `session=`, `format=raw`.
+/// `session=`, `presence=1`, `overlap=1`, `format=raw`.
 fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest, ApiError> {
     let mut channels: Vec<Channel> = Vec::new();
     let (mut since, mut session, mut format) = (None, None, WireFormat::Sse);
+    let (mut presence, mut overlap) = (false, false);
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             "channel" => channels.push(refuse(ErrorCode::ChannelInvalid, value.parse())?),
             "since" => since = Some(refuse(ErrorCode::PositionInvalid, value.parse())?),
             "session" => session = Some(refuse(ErrorCode::SessionUnknown, value.parse())?),
+            "presence" => presence = value == "1",
+            "overlap" => overlap = value == "1",
             "format" if value == "raw" => format = WireFormat::SseRaw,
             "format" => {
                 let message = format!("format={value}: only raw is known, or leave it out");
@@ -135,7 +137,7 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
         (channel, position)
     };
     let channels = channels.into_iter().map(place).collect();
-    Ok(StreamRequest { session, channels, format })
+    Ok(StreamRequest { session, channels, presence, overlap, format })
 }
 
 fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, ApiError> {
@@ -151,38 +153,25 @@ pub(super) async fn ask(
     let session: SessionId = refuse(ErrorCode::SessionUnknown, session.parse())?;
     let limits = &edge.floor.limits;
     let body = read_body(request, limits.body_bytes).await?;
-    let text = refuse(ErrorCode::Malformed, std::str::from_utf8(&body))?;
-    if !text.trim_start().starts_with('[') {
-        let reply = answer(&edge, session, text).await?;
-        return Ok(
-            reply.map_or(StatusCode::NO_CONTENT.into_response(), |r| Json(r).into_response())
-        );
+    let text = refuse(ErrorCode::Malformed, String::from_utf8(body.into()))?;
+    if text.trim_start().starts_with('[') {
+        let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(&text))?;
+        if limits.batch_events < frames.len() {
+            let message = format!("a list may have {} frames", limits.batch_events);
+            return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+        }
     }
-    let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(text))?;
-    if limits.batch_events < frames.len() {
-        let message = format!("a list may have {} frames", limits.batch_events);
-        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+    match edge.floor.ask(session, text).await {
+        None => {
+            let message = format!("session {session} has no stream open");
+            Err(ApiError::new(ErrorCode::SessionUnknown, message))
+        }
+        Some(replies) if replies.is_empty() => Ok(StatusCode::NO_CONTENT.into_response()),
+        Some(replies) => {
+            let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+            Ok((json, replies).into_response())
+        }
     }
-    let mut replies = Vec::with_capacity(frames.len());
-    for frame in frames {
-        replies.extend(answer(&edge, session, frame.get()).await?);
-    }
-    Ok(Json(replies).into_response())
-}
-
-async fn answer(
-    edge: &Edge,
-    session: SessionId,
-    text: &str,
-) -> Result<Option<ServerFrame>, ApiError> {
-    let frame = match ClientFrame::parse(text) {
-        Ok(frame) => frame,
-        Err(err) => return Ok(Some(err.into())),
-    };
-    edge.floor.ask(session, frame).await.ok_or_else(|| {
-        let message = format!("session {session} has no stream open on this node");
-        ApiError::new(ErrorCode::SessionUnknown, message)
-    })
 }
 
 #[cfg(test)]

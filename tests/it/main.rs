@@ -7,6 +7,7 @@ mod cli;
 mod delivery;
 mod layers;
 mod outage;
+mod presence;
 mod reference;
 mod resilience;
 mod shutdown;
