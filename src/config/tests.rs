@@ -67,7 +67,20 @@ fn a_refusal_names_key_reason_and_remedy() {
     assert!(said.starts_with("node.ring_events: "), "{said}");
     let said = refused("", &Vars::new([("CROSSFADE_BROKER__KIND", "kafka")]));
     assert!(said.starts_with("broker.kind: unknown variant `kafka`"), "{said}");
-    let said = refused("", &Vars::new([("CROSSFADE_LISTEN", "x")]));
-    assert!(said.starts_with("CROSSFADE_LISTEN: it names no section"), "{said}");
+    let said = refused("", &Vars::new([("CROSSFADE___LISTEN", "x")]));
+    assert!(said.starts_with("CROSSFADE___LISTEN: a section or the key is missing"), "{said}");
+    let said = refused("", &Vars::new([("CROSSFADE_SERVER__LISSTEN", "x")]));
+    assert!(said.starts_with("server.lissten: unknown field"), "{said}");
     assert!(refused("[server\n", &none).starts_with("config.toml: TOML parse error at line 1"));
+}
+
+#[test]
+fn variables_that_name_no_section_are_somebody_elses() {
+    let vars = Vars::new([
+        ("CROSSFADE_PORT", "tcp://10.0.0.1:80"),
+        ("CROSSFADE_SERVICE_HOST", "10.0.0.1"),
+        ("CROSSFADE_PORT_8080_TCP_PROTO", "tcp"),
+        ("CROSSFADE_URL", "http://127.0.0.1:8080"),
+    ]);
+    assert_eq!(Config::parse("", &vars), Ok(Config::default()));
 }
