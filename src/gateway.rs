@@ -21,7 +21,7 @@ use crate::{
     connection::Floor,
     http::{
         Edge,
-        accept::{self, TlsError},
+        accept::{self, Patience, TlsError},
         router,
     },
     lifecycle::Lifecycle,
@@ -78,13 +78,13 @@ impl Gateway {
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
         let Self { config, lifecycle, listener, tls, node } = self;
         let stopping = lifecycle.connections.stopping().clone();
+        let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let floor = Floor::new(node, config.connection, config.limits, stopping);
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
         let edge = Edge { floor: Arc::new(floor), connections, draining: draining.clone() };
-        let header_timeout = config.server.header_timeout;
         let stage = lifecycle.listening.clone();
-        let accepting = accept::accept(listener, tls, router(edge), header_timeout, stage);
+        let accepting = accept::accept(listener, tls, router(edge), patience, stage);
         lifecycle.listening.spawn("accept", accepting);
         stop.await;
         info!("stopping: no new clients, goodbye to those who are here");

@@ -10,6 +10,7 @@ mod events;
 mod lend;
 mod ops;
 mod publish;
+mod pulse;
 mod websocket;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -29,10 +30,12 @@ use crate::{connection::Floor, lifecycle::Stage};
 pub struct ServerConfig {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// A request's head arrives within this time; a connection that idles between two requests for
-    /// longer is closed.
+    /// A TLS handshake, and a request's head, are there within this time.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
+    /// A connection that idles between two requests for longer is closed.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
     /// After SIGTERM: until then whatever is under way may end, then it is cut off.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
@@ -55,6 +58,7 @@ impl Default for ServerConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
             shutdown_timeout: Duration::from_secs(15),
             tls: TlsConfig::default(),
         }

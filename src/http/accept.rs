@@ -23,14 +23,19 @@ use tracing::{debug, warn};
 use super::{
     ServerConfig, TlsConfig,
     lend::{Lend, Wire},
+    pulse::Pulse,
 };
 use crate::lifecycle::Stage;
 
 /// Sockets that wait to be accepted when everybody comes back at once.
 const BACKLOG: u32 = 4096;
 
-/// A client that acknowledges nothing for this long is gone.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// By how much the kernel waits longer for an acknowledgement than we do: whoever stalls is to be
+/// told so by us, not reset.
+const STALL_MARGIN: Duration = Duration::from_secs(15);
+
+/// An HTTP/2 connection is asked this often whether it is still there.
+const HTTP2_PING: Duration = Duration::from_secs(30);
 
 /// Bytes of a client's that the kernel takes before the rest stays with us, where it costs nothing.
 const NOT_SENT_LOWAT: u32 = 128 << 10;
@@ -103,15 +108,34 @@ impl TlsError {
     }
 }
 
+/// How long a socket may do nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    header: Duration,
+    idle: Duration,
+    user: Duration,
+}
+
+impl Patience {
+    /// As configured; `stall_timeout` is after how long a client that takes nothing is given up.
+    pub fn new(config: &ServerConfig, stall_timeout: Duration) -> Self {
+        Self {
+            header: config.header_timeout,
+            idle: config.idle_timeout,
+            user: stall_timeout + STALL_MARGIN,
+        }
+    }
+}
+
 /// Accepts sockets until the stage stops; the requests under way are answered.
 pub async fn accept(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
-    header_timeout: Duration,
+    patience: Patience,
     stage: Stage,
 ) {
-    let front = Arc::new(Front { tls, router, header_timeout, stage: stage.clone() });
+    let front = Arc::new(Front { tls, router, patience, stage: stage.clone() });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -134,20 +158,20 @@ pub async fn accept(
 struct Front {
     tls: Option<TlsAcceptor>,
     router: Router,
-    header_timeout: Duration,
+    patience: Patience,
     stage: Stage,
 }
 
 impl Front {
     async fn serve(&self, stream: TcpStream) {
-        if let Err(err) = prepare(&stream) {
+        if let Err(err) = prepare(&stream, self.patience) {
             debug!(%err, "a socket was gone before it was served");
             return;
         }
         let wire = match &self.tls {
             None => Wire::Plain(stream),
             Some(tls) => {
-                let handshake = tokio::time::timeout(self.header_timeout, tls.accept(stream));
+                let handshake = tokio::time::timeout(self.patience.header, tls.accept(stream));
                 match handshake.await {
                     Ok(Ok(stream)) => Wire::Tls(Box::new(stream)),
                     Ok(Err(err)) => return debug!(%err, "the TLS handshake failed"),
@@ -155,24 +179,39 @@ impl Front {
                 }
             }
         };
-        self.serve_http(Lend::new(wire)).await;
+        self.serve_http(wire).await;
     }
 
-    async fn serve_http(&self, lend: Lend) {
+    async fn serve_http(&self, wire: Wire) {
+        let pulse = Arc::new(Pulse::new(self.patience.header, self.patience.idle));
+        let lend = Lend::new(wire, Arc::clone(&pulse));
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(USER_TIMEOUT);
+        // The pulse does what its timer would, and from the first byte on.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING);
         let io = TokioIo::new(lend.clone());
+        let requests = Arc::clone(&pulse);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let under_way = requests.begin(request.version());
             request.extensions_mut().insert(lend.clone());
-            self.router.clone().oneshot(request.map(Body::new))
+            let answer = self.router.clone().oneshot(request.map(Body::new));
+            async move { answer.await.map(|response| under_way.until_answered(response)) }
         });
         let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
-            () = self.stage.stopping().cancelled() => {
+            ended = serving.as_mut() => Some(ended),
+            () = self.stage.stopping().cancelled() => None,
+            () = pulse.overdue() => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
                 serving.as_mut().graceful_shutdown();
-                serving.await
+                tokio::select! {
+                    biased;
+                    ended = serving => ended,
+                    () = pulse.overdue() => return debug!("a socket kept us waiting for too long"),
+                }
             }
         };
         if let Err(err) = ended {
@@ -181,10 +220,25 @@ impl Front {
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn prepare(stream: &TcpStream, patience: Patience) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_user_timeout(Some(patience.user))?;
     socket.set_tcp_notsent_lowat(NOT_SENT_LOWAT)?;
     socket.set_keepalive(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_gives_a_stalled_client_up_later_than_we_do() {
+        let stall_timeout = Duration::from_secs(60);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        prepare(&stream, Patience::new(&ServerConfig::default(), stall_timeout)).unwrap();
+        let kernel = SockRef::from(&stream).tcp_user_timeout().unwrap();
+        assert!(kernel.is_some_and(|kernel| stall_timeout < kernel), "{kernel:?}");
+    }
 }

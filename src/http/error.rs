@@ -3,7 +3,10 @@
 use axum::{
     Json,
     body::Bytes,
-    extract::{FromRequest, Request, rejection::BytesRejection},
+    extract::{
+        FromRequest, Request,
+        rejection::{BytesRejection, PathRejection},
+    },
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -30,6 +33,12 @@ impl ApiError {
 impl From<BrokerError> for ApiError {
     fn from(err: BrokerError) -> Self {
         Self::new(connection::code_of(&err), err)
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(err: PathRejection) -> Self {
+        Self::new(ErrorCode::Malformed, format!("the path: {}", err.body_text()))
     }
 }
 

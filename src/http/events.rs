@@ -6,7 +6,7 @@ use std::{collections::HashSet, convert::Infallible, sync::Arc};
 use axum::{
     Json,
     body::{Body, Bytes},
-    extract::{Extension, Path, Request, State},
+    extract::{Extension, Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header},
     response::{IntoResponse as _, Response},
 };
@@ -145,9 +145,10 @@ fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, Ap
 /// Takes one frame, or a list of them, and answers with as many.
 pub(super) async fn ask(
     State(edge): State<Edge>,
-    Path(session): Path<String>,
+    path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let Path(session) = path?;
     let session: SessionId = refuse(ErrorCode::SessionUnknown, session.parse())?;
     let limits = &edge.floor.limits;
     let body = read_body(request, limits.body_bytes).await?;
