@@ -160,6 +160,7 @@ impl Config {
         at_least("connection.stall_timeout", connection.stall_timeout, second)?;
         at_least("server.header_timeout", self.server.header_timeout, second)?;
         at_least("server.idle_timeout", self.server.idle_timeout, second)?;
+        at_least("server.body_timeout", self.server.body_timeout, second)?;
         at_least("node.head_check", self.node.head_check, Duration::from_millis(100))?;
         at_least("dedup.window", self.dedup.window, second)?;
         for (key, value) in [

@@ -4,7 +4,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    time::{Instant, interval},
+    time::{Instant, interval, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     connection::Floor,
     http::{
-        Edge,
+        Edge, Gate,
         accept::{self, Patience, TlsError},
         router,
     },
@@ -82,14 +82,26 @@ impl Gateway {
         let floor = Floor::new(node, config.connection, config.limits, stopping);
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
-        let edge = Edge { floor: Arc::new(floor), connections, draining: draining.clone() };
+        let refused = floor.node.metrics().refused.clone();
+        let gate = Arc::new(Gate::new(config.server.limits.clone(), refused));
+        let server = Arc::new(config.server);
+        let edge = Edge {
+            floor: Arc::new(floor),
+            server: Arc::clone(&server),
+            gate: Arc::clone(&gate),
+            connections,
+            draining: draining.clone(),
+        };
         let stage = lifecycle.listening.clone();
-        let accepting = accept::accept(listener, tls, router(edge), patience, stage);
+        let accepting = accept::accept(listener, tls, router(edge), gate, patience, stage);
         lifecycle.listening.spawn("accept", accepting);
         stop.await;
-        info!("stopping: no new clients, goodbye to those who are here");
         draining.cancel();
-        let abandoned = lifecycle.drain(config.server.shutdown_timeout).await;
+        let from = Instant::now();
+        info!(delay = ?server.drain_delay, "stopping: not ready any more");
+        sleep_until(from + server.drain_delay).await;
+        info!("no new clients, goodbye to those who are here");
+        let abandoned = lifecycle.drain(server.shutdown_timeout).await;
         if abandoned != 0 {
             warn!(abandoned, "not everything ended within server.shutdown_timeout");
         }

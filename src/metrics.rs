@@ -37,6 +37,8 @@ pub struct Metrics {
     pub connections: Family<TransportLabel, Gauge>,
     /// Connections that ended, by close code.
     pub closed: Family<CloseLabel, Counter>,
+    /// Clients, sockets and pages that were not let in, by reason.
+    pub refused: Family<RefusedLabel, Counter>,
     /// Subscribers told that they missed something.
     pub resets: Counter,
     /// Subscriptions of open connections.
@@ -59,6 +61,13 @@ pub struct TransportLabel {
 pub struct CloseLabel {
     /// The close code.
     pub code: u16,
+}
+
+/// Why somebody was not let in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusedLabel {
+    /// `sockets`, `node`, `ip`, `user`, `rate` or `origin`.
+    pub reason: &'static str,
 }
 
 impl Metrics {
@@ -86,6 +95,8 @@ impl Metrics {
             deliveries: in_registry.family("deliveries", "Events written to clients"),
             connections: in_registry.family("connections", "Open connections"),
             closed: in_registry.family("connections_closed", "Connections ended, by close code"),
+            refused: in_registry
+                .family("refused", "Clients, sockets and pages not let in, by reason"),
             resets: in_registry.counter("resets", "Subscribers told that they missed something"),
             subscriptions: in_registry.gauge("subscriptions", "Subscriptions of open connections"),
             channels: in_registry.gauge("channels", "Channels this node listens to"),

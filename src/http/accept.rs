@@ -2,7 +2,14 @@
 //!
 //! Knows nothing of what the requests are for.
 
-use std::{fs::File, io, io::BufReader, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, service::service_fn};
@@ -21,7 +28,8 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::{
-    ServerConfig, TlsConfig,
+    Gate, ServerConfig, TlsConfig,
+    gate::SocketPlace,
     lend::{Lend, Wire},
     pulse::Pulse,
 };
@@ -127,11 +135,16 @@ impl Patience {
     }
 }
 
+/// Whose socket a request came by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) IpAddr);
+
 /// Accepts sockets until the stage stops; the requests under way are answered.
 pub async fn accept(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
+    gate: Arc<Gate>,
     patience: Patience,
     stage: Stage,
 ) {
@@ -142,10 +155,13 @@ pub async fn accept(
             () = stage.stopping().cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
+                // Without a place it is closed at once: a descriptor is worth more than an answer.
+                let Some(place) = gate.socket() else { continue };
                 let front = Arc::clone(&front);
+                let peer = Peer(from.ip());
                 // Boxed, so that what stays behind of a socket that was taken is small.
-                stage.spawn_client(Box::pin(async move { front.serve(stream).await }));
+                stage.spawn_client(Box::pin(async move { front.serve(stream, peer, place).await }));
             }
             Err(err) => {
                 warn!(%err, "no socket could be accepted; are there too many open files?");
@@ -163,7 +179,7 @@ struct Front {
 }
 
 impl Front {
-    async fn serve(&self, stream: TcpStream) {
+    async fn serve(&self, stream: TcpStream, peer: Peer, place: SocketPlace) {
         if let Err(err) = prepare(&stream, self.patience) {
             debug!(%err, "a socket was gone before it was served");
             return;
@@ -179,12 +195,12 @@ impl Front {
                 }
             }
         };
-        self.serve_http(wire).await;
+        self.serve_http(wire, peer, place).await;
     }
 
-    async fn serve_http(&self, wire: Wire) {
+    async fn serve_http(&self, wire: Wire, peer: Peer, place: SocketPlace) {
         let pulse = Arc::new(Pulse::new(self.patience.header, self.patience.idle));
-        let lend = Lend::new(wire, Arc::clone(&pulse));
+        let lend = Lend::new(wire, place, Arc::clone(&pulse));
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // The pulse does what its timer would, and from the first byte on.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
@@ -194,6 +210,7 @@ impl Front {
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let under_way = requests.begin(request.version());
             request.extensions_mut().insert(lend.clone());
+            request.extensions_mut().insert(peer);
             let answer = self.router.clone().oneshot(request.map(Body::new));
             async move { answer.await.map(|response| under_way.until_answered(response)) }
         });

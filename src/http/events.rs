@@ -16,7 +16,9 @@ use serde_json::value::RawValue;
 use super::{
     Edge,
     error::{ApiError, read_body},
+    gate::Admission,
     lend::Lend,
+    origin::Allowed,
 };
 use crate::{
     connection::{
@@ -27,11 +29,15 @@ use crate::{
 };
 
 /// The head of a stream on HTTP/1: it ends when the connection does.
-const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\
+const HEAD: &str = "HTTP/1.1 200 OK\r\n\
     content-type: text/event-stream\r\n\
     cache-control: no-cache, no-transform\r\n\
     x-accel-buffering: no\r\n\
-    connection: close\r\n\r\n";
+    connection: close\r\n";
+
+fn head(page: Option<&Allowed>) -> Bytes {
+    format!("{HEAD}{}\r\n", page.map(Allowed::head_lines).unwrap_or_default()).into()
+}
 
 pub(super) async fn open(
     State(edge): State<Edge>,
@@ -45,23 +51,28 @@ pub(super) async fn open(
     }
     let query = request.uri().query().unwrap_or_default();
     let asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    let admission = match edge.admit(&request) {
+        Ok(admission) => admission,
+        Err(refusal) => return Ok(refusal.into_stream()),
+    };
     if request.version() == Version::HTTP_2 {
-        return Ok(stream_body(&edge, asked));
+        lend.carries_a_client();
+        return Ok(stream_body(&edge, asked, admission));
     }
     if let Some(socket) = lend.take(&edge.connections) {
         let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked);
-        connection.write_first(Bytes::from_static(HEAD));
-        run(&edge, connection);
+        connection.write_first(head(request.extensions().get::<Allowed>()));
+        run(&edge, connection, admission);
     }
     // Goes nowhere: the HTTP stack has no socket any more and ends.
     Ok(StatusCode::OK.into_response())
 }
 
 /// On HTTP/2 the connection is shared with other requests, so the stack keeps it.
-fn stream_body(edge: &Edge, asked: StreamRequest) -> Response {
+fn stream_body(edge: &Edge, asked: StreamRequest, admission: Admission) -> Response {
     let pipe = Arc::new(Pipe::default());
     let socket = Socket::Pipe(Arc::clone(&pipe));
-    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked));
+    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked), admission);
     let pieces = stream::unfold(Tap(pipe), |tap| async move {
         tap.0.next().await.map(|piece| (Ok::<_, Infallible>(piece), tap))
     });
@@ -74,9 +85,10 @@ fn stream_body(edge: &Edge, asked: StreamRequest) -> Response {
     response
 }
 
-fn run(edge: &Edge, connection: Connection) {
+fn run(edge: &Edge, connection: Connection, admission: Admission) {
     edge.connections.spawn_client(async move {
         connection.run(crate::protocol::CloseCode::Normal).await;
+        drop(admission);
     });
 }
 
@@ -116,7 +128,7 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
     }
     if most < channels.len() {
         let message = format!("a stream may have {most} channels");
-        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+        return Err(ApiError::new(ErrorCode::TooMany, message));
     }
     // What the browser remembers is newer than what the page's address says.
     if let Some(last) = headers.get("last-event-id").filter(|last| !last.is_empty()) {
@@ -150,40 +162,63 @@ pub(super) async fn ask(
 ) -> Result<Response, ApiError> {
     let Path(session) = path?;
     let session: SessionId = refuse(ErrorCode::SessionUnknown, session.parse())?;
-    let limits = &edge.floor.limits;
-    let body = read_body(request, limits.body_bytes).await?;
+    let most = edge.floor.limits.batch_events;
+    let body = read_body(request, &edge).await?;
     let text = refuse(ErrorCode::Malformed, std::str::from_utf8(&body))?;
     if !text.trim_start().starts_with('[') {
-        let reply = answer(&edge, session, text).await?;
+        let reply = match ClientFrame::parse(text) {
+            Ok(frame) => edge.floor.ask(session, frame).await.ok_or_else(|| gone(session))?,
+            Err(err) => Some(err.into()),
+        };
         return Ok(
             reply.map_or(StatusCode::NO_CONTENT.into_response(), |r| Json(r).into_response())
         );
     }
     let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(text))?;
-    if limits.batch_events < frames.len() {
-        let message = format!("a list may have {} frames", limits.batch_events);
-        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+    if most < frames.len() {
+        let message = format!("a list may have {most} frames");
+        return Err(ApiError::new(ErrorCode::TooMany, message));
     }
-    let mut replies = Vec::with_capacity(frames.len());
-    for frame in frames {
-        replies.extend(answer(&edge, session, frame.get()).await?);
-    }
-    Ok(Json(replies).into_response())
+    let ask = |frame| edge.floor.ask(session, frame);
+    Ok(Json(answer_each(&frames, session, ask).await?).into_response())
 }
 
-async fn answer(
-    edge: &Edge,
+/// Answers each frame in its place. A session that is gone halfway does not take back what was done
+/// for it; one that was not there to begin with is refused as a whole.
+async fn answer_each<F: Future<Output = Option<Option<ServerFrame>>>>(
+    frames: &[&RawValue],
     session: SessionId,
-    text: &str,
-) -> Result<Option<ServerFrame>, ApiError> {
-    let frame = match ClientFrame::parse(text) {
-        Ok(frame) => frame,
-        Err(err) => return Ok(Some(err.into())),
-    };
-    edge.floor.ask(session, frame).await.ok_or_else(|| {
-        let message = format!("session {session} has no stream open on this node");
-        ApiError::new(ErrorCode::SessionUnknown, message)
-    })
+    mut ask: impl FnMut(ClientFrame) -> F,
+) -> Result<Vec<ServerFrame>, ApiError> {
+    let mut replies = Vec::with_capacity(frames.len());
+    let mut was_here = false;
+    for frame in frames {
+        let frame = match ClientFrame::parse(frame.get()) {
+            Ok(frame) => frame,
+            Err(err) => {
+                replies.push(err.into());
+                continue;
+            }
+        };
+        let number = frame.id();
+        match ask(frame).await {
+            Some(reply) => {
+                was_here = true;
+                replies.extend(reply);
+            }
+            None if !was_here => return Err(gone(session)),
+            None => {
+                let ApiError { code, message } = gone(session);
+                replies.push(ServerFrame::Error { id: number, code, message });
+            }
+        }
+    }
+    Ok(replies)
+}
+
+fn gone(session: SessionId) -> ApiError {
+    let message = format!("session {session} has no stream open on this node");
+    ApiError::new(ErrorCode::SessionUnknown, message)
 }
 
 #[cfg(test)]
@@ -217,10 +252,29 @@ mod tests {
         assert_eq!(asked("channel=a&since=7", "").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&channel=b", "z-7").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
-        assert_eq!(
-            asked("channel=a&channel=b&channel=c", "").unwrap_err(),
-            ErrorCode::LimitExceeded
-        );
+        assert_eq!(asked("channel=a&channel=b&channel=c", "").unwrap_err(), ErrorCode::TooMany);
         assert!(asked("channel=a&channel=a&channel=b", "").is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_was_done_is_answered_even_if_the_session_goes_halfway() {
+        let texts =
+            [r#"{"type":"pong","id":1}"#, "7", r#"{"type":"unsubscribe","id":3,"channel":"a"}"#];
+        let frames = texts.map(|text| serde_json::from_str::<&RawValue>(text).unwrap());
+        let session = SessionId::generate();
+        let mut asked = 0;
+        let replies = answer_each(&frames, session, |_| {
+            asked += 1;
+            std::future::ready((asked == 1).then_some(Some(ServerFrame::Ping)))
+        });
+        let replies = replies.await.unwrap();
+        let [ServerFrame::Ping, ServerFrame::Error { id: None, .. }, last] = &replies[..] else {
+            panic!("{replies:?}");
+        };
+        let told =
+            matches!(last, ServerFrame::Error { id: Some(3), code: ErrorCode::SessionUnknown, .. });
+        assert!(told, "{last:?}");
+        let unknown = answer_each(&frames, session, |_| std::future::ready(None)).await;
+        assert_eq!(unknown.unwrap_err().code, ErrorCode::SessionUnknown);
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::pulse::Pulse;
+use super::{gate::SocketPlace, pulse::Pulse};
 use crate::{
     connection::socket::{Pipe, Socket},
     lifecycle::Stage,
@@ -26,8 +26,12 @@ use crate::{
 
 /// A socket on loan.
 #[derive(Clone, Debug)]
-pub(super) struct Lend {
-    wire: Arc<Mutex<Option<Wire>>>,
+pub(super) struct Lend(Arc<Loan>);
+
+#[derive(Debug)]
+struct Loan {
+    wire: Mutex<Option<Wire>>,
+    place: Mutex<Option<SocketPlace>>,
     pulse: Arc<Pulse>,
 }
 
@@ -41,13 +45,21 @@ pub(super) enum Wire {
 }
 
 impl Lend {
-    pub(super) fn new(wire: Wire, pulse: Arc<Pulse>) -> Self {
-        Self { wire: Arc::new(Mutex::new(Some(wire))), pulse }
+    pub(super) fn new(wire: Wire, place: SocketPlace, pulse: Arc<Pulse>) -> Self {
+        let (wire, place) = (Mutex::new(Some(wire)), Mutex::new(Some(place)));
+        Self(Arc::new(Loan { wire, place, pulse }))
+    }
+
+    /// The socket carries a client from now on, which is counted elsewhere.
+    pub(super) fn carries_a_client(&self) {
+        drop(self.0.place.lock().take());
     }
 
     /// Takes the socket back, if nobody did before. What has to be carried is carried in `stage`.
     pub(super) fn take(&self, stage: &Stage) -> Option<Socket> {
-        match self.wire.lock().take()? {
+        let wire = self.0.wire.lock().take()?;
+        self.carries_a_client();
+        match wire {
             // Registered anew: the old registration would keep the HTTP stack's task alive.
             Wire::Plain(stream) => {
                 TcpStream::from_std(stream.into_std().ok()?).ok().map(Socket::Tcp)
@@ -66,7 +78,7 @@ impl Lend {
         poll: impl FnOnce(&mut Wire) -> Poll<io::Result<T>>,
         after_taking: T,
     ) -> Poll<io::Result<T>> {
-        match &mut *self.wire.lock() {
+        match &mut *self.0.wire.lock() {
             Some(wire) => poll(wire),
             None => Poll::Ready(Ok(after_taking)),
         }
@@ -87,7 +99,7 @@ impl AsyncRead for Lend {
             (),
         );
         if polled.is_ready() {
-            self.pulse.heard();
+            self.0.pulse.heard();
         }
         polled
     }
@@ -107,7 +119,7 @@ impl AsyncWrite for Lend {
             buf.len(),
         );
         if polled.is_ready() {
-            self.pulse.wrote();
+            self.0.pulse.wrote();
         }
         polled
     }

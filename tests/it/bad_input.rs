@@ -118,7 +118,7 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
         ("/api/publish", "{\"channel\":\"a\",\"name\":\"error\",\"data\":1}", 400, "name_invalid"),
         ("/api/publish", &big, 413, "too_large"),
         ("/api/publish", &huge, 413, "too_large"),
-        ("/api/publish/batch", three, 429, "limit_exceeded"),
+        ("/api/publish/batch", three, 400, "too_many"),
         ("/api/nothing", "", 404, "not_found"),
         ("/health/live", "", 405, "method_not_allowed"),
         ("/events/%ff", "{\"type\":\"pong\"}", 400, "malformed"),
