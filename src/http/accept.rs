@@ -184,29 +184,31 @@ impl Front {
             debug!(%err, "a socket was gone before it was served");
             return;
         }
+        // One time for the handshake and the first head together.
+        let pulse = Arc::new(Pulse::new(self.patience.header, self.patience.idle));
         let wire = match &self.tls {
             None => Wire::Plain(stream),
             Some(tls) => {
-                let handshake = tokio::time::timeout(self.patience.header, tls.accept(stream));
-                match handshake.await {
-                    Ok(Ok(stream)) => Wire::Tls(Box::new(stream)),
-                    Ok(Err(err)) => return debug!(%err, "the TLS handshake failed"),
-                    Err(_) => return debug!("the TLS handshake took too long"),
+                let shaken = tokio::select! {
+                    shaken = tls.accept(stream) => shaken,
+                    () = pulse.overdue() => return debug!("the TLS handshake took too long"),
+                };
+                match shaken {
+                    Ok(stream) => Wire::Tls(Box::new(stream)),
+                    Err(err) => return debug!(%err, "the TLS handshake failed"),
                 }
             }
         };
-        self.serve_http(wire, peer, place).await;
+        self.serve_http(Lend::new(wire, place, Arc::clone(&pulse)), peer, &pulse).await;
     }
 
-    async fn serve_http(&self, wire: Wire, peer: Peer, place: SocketPlace) {
-        let pulse = Arc::new(Pulse::new(self.patience.header, self.patience.idle));
-        let lend = Lend::new(wire, place, Arc::clone(&pulse));
+    async fn serve_http(&self, lend: Lend, peer: Peer, pulse: &Arc<Pulse>) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // The pulse does what its timer would, and from the first byte on.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
         builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING);
         let io = TokioIo::new(lend.clone());
-        let requests = Arc::clone(&pulse);
+        let requests = Arc::clone(pulse);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let under_way = requests.begin(request.version());
             request.extensions_mut().insert(lend.clone());
