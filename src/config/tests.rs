@@ -84,3 +84,19 @@ fn variables_that_name_no_section_are_somebody_elses() {
     ]);
     assert_eq!(Config::parse("", &vars), Ok(Config::default()));
 }
+
+#[test]
+fn origins_and_proxies_are_lists_in_the_environment_too() {
+    let vars = Vars::new([
+        ("CROSSFADE_SERVER__ALLOWED_ORIGINS", r#"["https://a.com", "https://*.b.com"]"#),
+        ("CROSSFADE_SERVER__TRUSTED_PROXIES", r#"["10.0.0.0/8", "::1"]"#),
+        ("CROSSFADE_SERVER__LIMITS__CLIENTS_PER_IP", "20"),
+    ]);
+    let server = Config::parse("", &vars).unwrap().server;
+    assert_eq!((server.allowed_origins.len(), server.trusted_proxies.len()), (2, 2));
+    assert_eq!(server.limits.clients_per_ip, 20);
+    let said = refused("[server]\nallowed_origins = [\"a.com\"]\n", &Vars::none());
+    assert!(said.starts_with("server.allowed_origins[0]: \"a.com\" is no origin"), "{said}");
+    let said = refused("[server]\ntrusted_proxies = [\"10.0.0.0/33\"]\n", &Vars::none());
+    assert!(said.starts_with("server.trusted_proxies[0]: \"10.0.0.0/33\" is no"), "{said}");
+}
