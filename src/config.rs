@@ -164,6 +164,8 @@ impl Config {
         at_least("connection.connect_timeout", connection.connect_timeout, second)?;
         at_least("connection.stall_timeout", connection.stall_timeout, second)?;
         at_least("server.header_timeout", self.server.header_timeout, second)?;
+        at_least("server.idle_timeout", self.server.idle_timeout, second)?;
+        at_least("server.body_timeout", self.server.body_timeout, second)?;
         at_least("node.head_check", self.node.head_check, Duration::from_millis(100))?;
         at_least("dedup.window", self.dedup.window, second)?;
         at_least("cluster.node_timeout", self.cluster.node_timeout, second)?;
@@ -189,7 +191,9 @@ impl Config {
     }
 }
 
-/// The environment, as far as it is ours: the part of each name behind `CROSSFADE_`.
+/// The environment, as far as it is ours: the part of each name behind `CROSSFADE_`, where it names
+/// a section and a key. Others have variables that begin alike: an orchestrator's `CROSSFADE_PORT`
+/// for a service of that name, our own `CROSSFADE_URL`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vars(BTreeMap<String, String>);
 
@@ -202,7 +206,8 @@ impl Vars {
     /// These.
     pub fn new<'a>(vars: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let ours = |(name, value): (&str, &str)| {
-            Some((name.strip_prefix("CROSSFADE_")?.to_owned(), value.to_owned()))
+            let name = name.strip_prefix("CROSSFADE_").filter(|name| name.contains("__"))?;
+            Some((name.to_owned(), value.to_owned()))
         };
         Self(vars.into_iter().filter_map(ours).collect())
     }
@@ -277,8 +282,8 @@ fn set(table: &mut Table, name: &str, raw: &str) -> Result<(), ConfigError> {
     };
     let path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
     let [sections @ .., key] = path.as_slice() else { return Err(refused("it names no key")) };
-    if sections.is_empty() {
-        return Err(refused("it names no section"));
+    if path.iter().any(String::is_empty) {
+        return Err(refused("a section or the key is missing"));
     }
     let mut at = table;
     for section in sections {

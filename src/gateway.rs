@@ -4,7 +4,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    time::{Instant, interval},
+    time::{Instant, interval, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,8 @@ use crate::{
     config::Config,
     connection::{self, Floor},
     http::{
-        Edge,
-        accept::{self, TlsError},
+        Edge, Gate,
+        accept::{self, Patience, TlsError},
         router,
     },
     lifecycle::Lifecycle,
@@ -79,6 +79,7 @@ impl Gateway {
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
         let Self { config, lifecycle, listener, tls, node } = self;
         let stopping = lifecycle.connections.stopping().clone();
+        let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
         let floor = Floor::new(node, cluster, config.connection, config.limits, stopping);
@@ -87,15 +88,26 @@ impl Gateway {
         lifecycle.connections.spawn("orders", obeying);
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
-        let edge = Edge { floor, connections, draining: draining.clone() };
-        let header_timeout = config.server.header_timeout;
+        let refused = floor.node.metrics().refused.clone();
+        let gate = Arc::new(Gate::new(config.server.limits.clone(), refused));
+        let server = Arc::new(config.server);
+        let edge = Edge {
+            floor,
+            server: Arc::clone(&server),
+            gate: Arc::clone(&gate),
+            connections,
+            draining: draining.clone(),
+        };
         let stage = lifecycle.listening.clone();
-        let accepting = accept::accept(listener, tls, router(edge), header_timeout, stage);
+        let accepting = accept::accept(listener, tls, router(edge), gate, patience, stage);
         lifecycle.listening.spawn("accept", accepting);
         stop.await;
-        info!("stopping: no new clients, goodbye to those who are here");
         draining.cancel();
-        let abandoned = lifecycle.drain(config.server.shutdown_timeout).await;
+        let from = Instant::now();
+        info!(delay = ?server.drain_delay, "stopping: not ready any more");
+        sleep_until(from + server.drain_delay).await;
+        info!("no new clients, goodbye to those who are here");
+        let abandoned = lifecycle.drain(server.shutdown_timeout).await;
         if abandoned != 0 {
             warn!(abandoned, "not everything ended within server.shutdown_timeout");
         }

@@ -7,21 +7,41 @@ pub mod accept;
 mod channels;
 mod error;
 mod events;
+mod gate;
 mod lend;
 mod ops;
+mod origin;
 mod presence;
+mod proxy;
 mod publish;
+mod pulse;
 mod websocket;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
+    extract::Request,
+    middleware,
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    accept::Peer,
+    gate::{Admission, Refusal},
+};
+pub use self::{
+    gate::{Gate, GateConfig},
+    origin::OriginRule,
+    proxy::TrustedProxy,
+};
 use crate::{connection::Floor, lifecycle::Stage};
 
 /// Section `[server]`.
@@ -30,15 +50,29 @@ use crate::{connection::Floor, lifecycle::Stage};
 pub struct ServerConfig {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// A request's head arrives within this time; a connection that idles between two requests for
-    /// longer is closed.
+    /// A TLS handshake, and a request's head, are there within this time.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// After SIGTERM: until then whatever is under way may end, then it is cut off.
+    /// A connection that idles between two requests for longer is closed.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// A request's body is there within this time.
+    #[serde(with = "humantime_serde")]
+    pub body_timeout: Duration,
+    /// Pages of these origins may speak to the gateway, besides those of its own address.
+    pub allowed_origins: Vec<OriginRule>,
+    /// Proxies that are believed when they say for whom they ask.
+    pub trusted_proxies: Vec<TrustedProxy>,
+    /// After SIGTERM: for this long the node says that it is not ready, and still serves everybody.
+    #[serde(with = "humantime_serde")]
+    pub drain_delay: Duration,
+    /// After that: until then whatever is under way may end, then it is cut off.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
     /// HTTPS, with HTTP/2 where the client can.
     pub tls: TlsConfig,
+    /// How many may come in.
+    pub limits: GateConfig,
 }
 
 /// Section `[server.tls]`.
@@ -56,8 +90,14 @@ impl Default for ServerConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(30),
+            allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            drain_delay: Duration::ZERO,
             shutdown_timeout: Duration::from_secs(15),
             tls: TlsConfig::default(),
+            limits: GateConfig::default(),
         }
     }
 }
@@ -67,15 +107,30 @@ impl Default for ServerConfig {
 pub struct Edge {
     /// What connections lean on; the node is reached through it.
     pub floor: Arc<Floor>,
+    /// Section `[server]`.
+    pub server: Arc<ServerConfig>,
+    /// Who may come in.
+    pub gate: Arc<Gate>,
     /// Where clients' tasks belong.
     pub connections: Stage,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
 }
 
+impl Edge {
+    /// Lets the client in that a request comes from.
+    fn admit(&self, request: &Request) -> Result<Admission, Refusal> {
+        let peer = request.extensions().get::<Peer>();
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+        let ip = proxy::client_ip(peer, request.headers(), &self.server.trusted_proxies);
+        self.gate.admit(ip, None)
+    }
+}
+
 /// Every address of the gateway.
 pub fn router(edge: Edge) -> Router {
-    Router::new()
+    // Pages have no business with what orchestrators and Prometheus ask.
+    let for_pages = Router::new()
         .route("/ws", get(websocket::open))
         .route("/events", get(events::open))
         .route("/events/{session}", post(events::ask))
@@ -85,10 +140,12 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/channels/{channel}/history", get(channels::history))
         .route("/api/channels/{channel}/presence", get(presence::list))
         .route("/api/sessions/disconnect", post(presence::disconnect))
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(middleware::from_fn_with_state(edge.clone(), origin::guard));
+    let for_operators = Router::new()
         .route("/health/live", get(ops::live))
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))
-        .method_not_allowed_fallback(error::method_not_allowed)
-        .fallback(error::not_found)
-        .with_state(edge)
+        .method_not_allowed_fallback(error::method_not_allowed);
+    for_pages.merge(for_operators).fallback(error::not_found).with_state(edge)
 }

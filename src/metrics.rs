@@ -37,6 +37,8 @@ pub struct Metrics {
     pub connections: Family<TransportLabel, Gauge>,
     /// Connections that ended, by close code.
     pub closed: Family<CloseLabel, Counter>,
+    /// Clients, sockets and pages that were not let in, by reason.
+    pub refused: Family<RefusedLabel, Counter>,
     /// Subscribers told that they missed something.
     pub resets: Counter,
     /// Subscriptions of open connections.
@@ -65,6 +67,13 @@ pub struct CloseLabel {
     pub code: u16,
 }
 
+/// Why somebody was not let in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusedLabel {
+    /// `sockets`, `node`, `ip`, `user`, `rate` or `origin`.
+    pub reason: &'static str,
+}
+
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
@@ -90,6 +99,8 @@ impl Metrics {
             deliveries: in_registry.family("deliveries", "Events written to clients"),
             connections: in_registry.family("connections", "Open connections"),
             closed: in_registry.family("connections_closed", "Connections ended, by close code"),
+            refused: in_registry
+                .family("refused", "Clients, sockets and pages not let in, by reason"),
             resets: in_registry.counter("resets", "Subscribers told that they missed something"),
             subscriptions: in_registry.gauge("subscriptions", "Subscriptions of open connections"),
             channels: in_registry.gauge("channels", "Channels this node listens to"),

@@ -1,8 +1,8 @@
 //! `crossfade tail`: prints events as they come, and goes on where it was after a break.
 
-use std::{collections::BTreeMap, io::Write as _, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, io::Write as _, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
@@ -10,10 +10,13 @@ use serde_json::{json, value::RawValue};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
+    tungstenite::{
+        self, Message, client::IntoClientRequest as _, http::HeaderValue, protocol::CloseFrame,
+    },
 };
 
 use super::Target;
+use crate::protocol::CloseCode;
 
 #[derive(Args, Debug)]
 pub(super) struct TailArgs {
@@ -49,6 +52,7 @@ struct Frame<'a> {
     message: Option<String>,
     session: Option<String>,
     after: Option<u64>,
+    reconnect: Option<bool>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
 }
@@ -105,8 +109,7 @@ impl Tail {
             url.into_client_request().map_err(|err| Refused(format!("{url}: {err}")))?;
         let protocol = HeaderValue::from_static("crossfade.v1");
         request.headers_mut().insert("sec-websocket-protocol", protocol);
-        let (mut ws, _) =
-            connect_async(request).await.with_context(|| format!("no way to {url}"))?;
+        let (mut ws, _) = connect_async(request).await.map_err(|err| unreached(url, err))?;
         let connect = json!({ "type": "connect", "session": self.session });
         ws.send(Message::text(connect.to_string())).await?;
         for (channel, since) in &self.positions {
@@ -117,11 +120,7 @@ impl Tail {
             let Some(message) = ws.next().await else { bail!("the connection ended") };
             match message.context("the connection broke")? {
                 Message::Text(text) => self.hear(&mut ws, &text).await?,
-                Message::Close(frame) => {
-                    let why =
-                        frame.map_or_else(String::new, |f| format!(": {} {}", f.code, f.reason));
-                    bail!("the gateway closed{why}");
-                }
+                Message::Close(frame) => return Err(closed(frame)),
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
@@ -152,6 +151,10 @@ impl Tail {
                 eprintln!("{channel}: events were missed and are gone ({reason})");
                 self.positions.insert(channel, frame.position);
             }
+            "goodbye" if frame.reconnect == Some(false) => {
+                let (code, reason) = (frame.code.unwrap_or_default(), frame.reason);
+                return Err(parted(&code, &reason.unwrap_or_default()).into());
+            }
             "goodbye" => self.pause = Duration::from_millis(frame.after.unwrap_or(0)).max(PAUSES.0),
             "error" => {
                 let (code, message) = (frame.code.unwrap_or_default(), frame.message);
@@ -177,6 +180,37 @@ impl Tail {
         }
         Ok(out.flush()?)
     }
+}
+
+/// Whether a handshake that failed is worth another try.
+fn unreached(url: &str, err: tungstenite::Error) -> anyhow::Error {
+    if let tungstenite::Error::Http(answer) = &err {
+        let status = answer.status();
+        let passes = matches!(status.as_u16(), 408 | 425 | 429) || !status.is_client_error();
+        if !passes {
+            let body = answer.body().as_deref().unwrap_or_default();
+            let said = String::from_utf8_lossy(body);
+            return Refused(format!("{url} answered {status}: {}", said.trim())).into();
+        }
+    }
+    anyhow::Error::new(err).context(format!("no way to {url}"))
+}
+
+/// Whether a close is worth another try: the protocol's table says so, and a code that is not in it
+/// comes from something in between.
+fn closed(frame: Option<CloseFrame>) -> anyhow::Error {
+    let Some(CloseFrame { code, reason }) = frame else {
+        return anyhow!("the gateway closed without a reason");
+    };
+    let known = CloseCode::ALL.into_iter().find(|known| known.number() == u16::from(code));
+    match known {
+        Some(known) if !known.reconnect() => parted(&code, &reason).into(),
+        Some(_) | None => anyhow!("the gateway closed: {code} {reason}"),
+    }
+}
+
+fn parted(code: &impl Display, reason: &str) -> Refused {
+    Refused(format!("the gateway closed: {code} {reason}; coming back would not help"))
 }
 
 /// Trying again would not help.

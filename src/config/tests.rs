@@ -67,7 +67,36 @@ fn a_refusal_names_key_reason_and_remedy() {
     assert!(said.starts_with("node.ring_events: "), "{said}");
     let said = refused("", &Vars::new([("CROSSFADE_BROKER__KIND", "kafka")]));
     assert!(said.starts_with("broker.kind: unknown variant `kafka`"), "{said}");
-    let said = refused("", &Vars::new([("CROSSFADE_LISTEN", "x")]));
-    assert!(said.starts_with("CROSSFADE_LISTEN: it names no section"), "{said}");
+    let said = refused("", &Vars::new([("CROSSFADE___LISTEN", "x")]));
+    assert!(said.starts_with("CROSSFADE___LISTEN: a section or the key is missing"), "{said}");
+    let said = refused("", &Vars::new([("CROSSFADE_SERVER__LISSTEN", "x")]));
+    assert!(said.starts_with("server.lissten: unknown field"), "{said}");
     assert!(refused("[server\n", &none).starts_with("config.toml: TOML parse error at line 1"));
+}
+
+#[test]
+fn variables_that_name_no_section_are_somebody_elses() {
+    let vars = Vars::new([
+        ("CROSSFADE_PORT", "tcp://10.0.0.1:80"),
+        ("CROSSFADE_SERVICE_HOST", "10.0.0.1"),
+        ("CROSSFADE_PORT_8080_TCP_PROTO", "tcp"),
+        ("CROSSFADE_URL", "http://127.0.0.1:8080"),
+    ]);
+    assert_eq!(Config::parse("", &vars), Ok(Config::default()));
+}
+
+#[test]
+fn origins_and_proxies_are_lists_in_the_environment_too() {
+    let vars = Vars::new([
+        ("CROSSFADE_SERVER__ALLOWED_ORIGINS", r#"["https://a.com", "https://*.b.com"]"#),
+        ("CROSSFADE_SERVER__TRUSTED_PROXIES", r#"["10.0.0.0/8", "::1"]"#),
+        ("CROSSFADE_SERVER__LIMITS__CLIENTS_PER_IP", "20"),
+    ]);
+    let server = Config::parse("", &vars).unwrap().server;
+    assert_eq!((server.allowed_origins.len(), server.trusted_proxies.len()), (2, 2));
+    assert_eq!(server.limits.clients_per_ip, 20);
+    let said = refused("[server]\nallowed_origins = [\"a.com\"]\n", &Vars::none());
+    assert!(said.starts_with("server.allowed_origins[0]: \"a.com\" is no origin"), "{said}");
+    let said = refused("[server]\ntrusted_proxies = [\"10.0.0.0/33\"]\n", &Vars::none());
+    assert!(said.starts_with("server.trusted_proxies[0]: \"10.0.0.0/33\" is no"), "{said}");
 }

@@ -2,7 +2,14 @@
 //!
 //! Knows nothing of what the requests are for.
 
-use std::{fs::File, io, io::BufReader, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, service::service_fn};
@@ -21,16 +28,22 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::{
-    ServerConfig, TlsConfig,
+    Gate, ServerConfig, TlsConfig,
+    gate::SocketPlace,
     lend::{Lend, Wire},
+    pulse::Pulse,
 };
 use crate::lifecycle::Stage;
 
 /// Sockets that wait to be accepted when everybody comes back at once.
 const BACKLOG: u32 = 4096;
 
-/// A client that acknowledges nothing for this long is gone.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// By how much the kernel waits longer for an acknowledgement than we do: whoever stalls is to be
+/// told so by us, not reset.
+const STALL_MARGIN: Duration = Duration::from_secs(15);
+
+/// An HTTP/2 connection is asked this often whether it is still there.
+const HTTP2_PING: Duration = Duration::from_secs(30);
 
 /// Bytes of a client's that the kernel takes before the rest stays with us, where it costs nothing.
 const NOT_SENT_LOWAT: u32 = 128 << 10;
@@ -103,25 +116,52 @@ impl TlsError {
     }
 }
 
+/// How long a socket may do nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    header: Duration,
+    idle: Duration,
+    user: Duration,
+}
+
+impl Patience {
+    /// As configured; `stall_timeout` is after how long a client that takes nothing is given up.
+    pub fn new(config: &ServerConfig, stall_timeout: Duration) -> Self {
+        Self {
+            header: config.header_timeout,
+            idle: config.idle_timeout,
+            user: stall_timeout + STALL_MARGIN,
+        }
+    }
+}
+
+/// Whose socket a request came by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) IpAddr);
+
 /// Accepts sockets until the stage stops; the requests under way are answered.
 pub async fn accept(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
-    header_timeout: Duration,
+    gate: Arc<Gate>,
+    patience: Patience,
     stage: Stage,
 ) {
-    let front = Arc::new(Front { tls, router, header_timeout, stage: stage.clone() });
+    let front = Arc::new(Front { tls, router, patience, stage: stage.clone() });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stage.stopping().cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
+                // Without a place it is closed at once: a descriptor is worth more than an answer.
+                let Some(place) = gate.socket() else { continue };
                 let front = Arc::clone(&front);
+                let peer = Peer(from.ip());
                 // Boxed, so that what stays behind of a socket that was taken is small.
-                stage.spawn_client(Box::pin(async move { front.serve(stream).await }));
+                stage.spawn_client(Box::pin(async move { front.serve(stream, peer, place).await }));
             }
             Err(err) => {
                 warn!(%err, "no socket could be accepted; are there too many open files?");
@@ -134,45 +174,63 @@ pub async fn accept(
 struct Front {
     tls: Option<TlsAcceptor>,
     router: Router,
-    header_timeout: Duration,
+    patience: Patience,
     stage: Stage,
 }
 
 impl Front {
-    async fn serve(&self, stream: TcpStream) {
-        if let Err(err) = prepare(&stream) {
+    async fn serve(&self, stream: TcpStream, peer: Peer, place: SocketPlace) {
+        if let Err(err) = prepare(&stream, self.patience) {
             debug!(%err, "a socket was gone before it was served");
             return;
         }
+        // One time for the handshake and the first head together.
+        let pulse = Arc::new(Pulse::new(self.patience.header, self.patience.idle));
         let wire = match &self.tls {
             None => Wire::Plain(stream),
             Some(tls) => {
-                let handshake = tokio::time::timeout(self.header_timeout, tls.accept(stream));
-                match handshake.await {
-                    Ok(Ok(stream)) => Wire::Tls(Box::new(stream)),
-                    Ok(Err(err)) => return debug!(%err, "the TLS handshake failed"),
-                    Err(_) => return debug!("the TLS handshake took too long"),
+                let shaken = tokio::select! {
+                    shaken = tls.accept(stream) => shaken,
+                    () = pulse.overdue() => return debug!("the TLS handshake took too long"),
+                };
+                match shaken {
+                    Ok(stream) => Wire::Tls(Box::new(stream)),
+                    Err(err) => return debug!(%err, "the TLS handshake failed"),
                 }
             }
         };
-        self.serve_http(Lend::new(wire)).await;
+        self.serve_http(Lend::new(wire, place, Arc::clone(&pulse)), peer, &pulse).await;
     }
 
-    async fn serve_http(&self, lend: Lend) {
+    async fn serve_http(&self, lend: Lend, peer: Peer, pulse: &Arc<Pulse>) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(USER_TIMEOUT);
+        // The pulse does what its timer would, and from the first byte on.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING);
         let io = TokioIo::new(lend.clone());
+        let requests = Arc::clone(pulse);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let under_way = requests.begin(request.version());
             request.extensions_mut().insert(lend.clone());
-            self.router.clone().oneshot(request.map(Body::new))
+            request.extensions_mut().insert(peer);
+            let answer = self.router.clone().oneshot(request.map(Body::new));
+            async move { answer.await.map(|response| under_way.until_answered(response)) }
         });
         let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
-            () = self.stage.stopping().cancelled() => {
+            ended = serving.as_mut() => Some(ended),
+            () = self.stage.stopping().cancelled() => None,
+            () = pulse.overdue() => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
                 serving.as_mut().graceful_shutdown();
-                serving.await
+                tokio::select! {
+                    biased;
+                    ended = serving => ended,
+                    () = pulse.overdue() => return debug!("a socket kept us waiting for too long"),
+                }
             }
         };
         if let Err(err) = ended {
@@ -181,10 +239,25 @@ impl Front {
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn prepare(stream: &TcpStream, patience: Patience) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_user_timeout(Some(patience.user))?;
     socket.set_tcp_notsent_lowat(NOT_SENT_LOWAT)?;
     socket.set_keepalive(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_gives_a_stalled_client_up_later_than_we_do() {
+        let stall_timeout = Duration::from_secs(60);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        prepare(&stream, Patience::new(&ServerConfig::default(), stall_timeout)).unwrap();
+        let kernel = SockRef::from(&stream).tcp_user_timeout().unwrap();
+        assert!(kernel.is_some_and(|kernel| stall_timeout < kernel), "{kernel:?}");
+    }
 }

@@ -2,7 +2,10 @@
 
 use axum::{
     Json,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,10 +77,11 @@ pub(super) struct HistoryQuery {
 /// A piece of a channel's log: behind `since`, or with `reverse` before it, the newest first.
 pub(super) async fn history(
     State(edge): State<Edge>,
-    Path(channel): Path<String>,
+    path: Result<Path<String>, PathRejection>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Json<Page>, ApiError> {
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
+    let Path(channel) = path?;
     let channel: Channel =
         channel.parse().map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?;
     let since: Option<Position> = query

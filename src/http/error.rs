@@ -3,12 +3,16 @@
 use axum::{
     Json,
     body::Bytes,
-    extract::{FromRequest, Request, rejection::BytesRejection},
+    extract::{
+        FromRequest, Request,
+        rejection::{BytesRejection, PathRejection},
+    },
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::Edge;
 use crate::{broker::BrokerError, connection, protocol::ErrorCode};
 
 /// A failed call.
@@ -19,17 +23,46 @@ pub(super) struct ApiError {
 }
 
 /// Seconds after which a caller may try again what the broker could not take.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 impl ApiError {
     pub(super) fn new(code: ErrorCode, message: impl ToString) -> Self {
         Self { code, message: message.to_string() }
+    }
+
+    /// Whether the same call may succeed later.
+    pub(super) fn passes(&self) -> bool {
+        match self.code {
+            ErrorCode::Unavailable | ErrorCode::LimitExceeded | ErrorCode::NodeFull => true,
+            ErrorCode::Malformed
+            | ErrorCode::UnknownType
+            | ErrorCode::ChannelInvalid
+            | ErrorCode::PositionInvalid
+            | ErrorCode::IdInvalid
+            | ErrorCode::NameInvalid
+            | ErrorCode::SessionUnknown
+            | ErrorCode::AlreadySubscribed
+            | ErrorCode::NotSubscribed
+            | ErrorCode::TooMany
+            | ErrorCode::TooLarge
+            | ErrorCode::NotFound
+            | ErrorCode::MethodNotAllowed
+            | ErrorCode::RequestTimeout
+            | ErrorCode::OriginForbidden
+            | ErrorCode::Refused => false,
+        }
     }
 }
 
 impl From<BrokerError> for ApiError {
     fn from(err: BrokerError) -> Self {
         Self::new(connection::code_of(&err), err)
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(err: PathRejection) -> Self {
+        Self::new(ErrorCode::Malformed, format!("the path: {}", err.body_text()))
     }
 }
 
@@ -44,8 +77,12 @@ impl IntoResponse for ApiError {
         let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
         let body = Json(serde_json::json!({ "error": self }));
         let mut response = (status, body).into_response();
-        if matches!(self.code, ErrorCode::Unavailable | ErrorCode::LimitExceeded) {
+        if self.passes() {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if self.code == ErrorCode::RequestTimeout {
+            // The rest of the body may still come, and is no request.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
@@ -64,15 +101,24 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 /// Reads a body that has to be JSON, whatever its content type says: `curl -d` says something else.
 pub(super) async fn read_json<T: DeserializeOwned>(
     request: Request,
-    body_bytes: usize,
+    edge: &Edge,
 ) -> Result<T, ApiError> {
-    let body = read_body(request, body_bytes).await?;
+    let body = read_body(request, edge).await?;
     serde_json::from_slice(&body)
         .map_err(|err| ApiError::new(ErrorCode::Malformed, format!("the body: {err}")))
 }
 
-/// Reads a body of at most so many bytes.
-pub(super) async fn read_body(request: Request, body_bytes: usize) -> Result<Bytes, ApiError> {
+/// Reads a body that is neither too large nor too slow.
+pub(super) async fn read_body(request: Request, edge: &Edge) -> Result<Bytes, ApiError> {
+    let within = edge.server.body_timeout;
+    let reading = Box::pin(read_limited(request, edge.floor.limits.body_bytes));
+    tokio::time::timeout(within, reading).await.unwrap_or_else(|_| {
+        let message = format!("the body was not there within server.body_timeout = {within:?}");
+        Err(ApiError::new(ErrorCode::RequestTimeout, message))
+    })
+}
+
+async fn read_limited(request: Request, body_bytes: usize) -> Result<Bytes, ApiError> {
     let (parts, body) = request.into_parts();
     let limited = axum::body::Body::new(http_body_util::Limited::new(body, body_bytes));
     let read = Bytes::from_request(Request::from_parts(parts, limited), &()).await;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, convert::Infallible, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Extension, Path, Request, State},
+    extract::{Extension, Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header},
     response::{IntoResponse as _, Response},
 };
@@ -15,7 +15,9 @@ use serde_json::value::RawValue;
 use super::{
     Edge,
     error::{ApiError, read_body},
+    gate::Admission,
     lend::Lend,
+    origin::Allowed,
 };
 use crate::{
     connection::{
@@ -26,11 +28,15 @@ use crate::{
 };
 
 /// The head of a stream on HTTP/1: it ends when the connection does.
-const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\
+const HEAD: &str = "HTTP/1.1 200 OK\r\n\
     content-type: text/event-stream\r\n\
     cache-control: no-cache, no-transform\r\n\
     x-accel-buffering: no\r\n\
-    connection: close\r\n\r\n";
+    connection: close\r\n";
+
+fn head(page: Option<&Allowed>) -> Bytes {
+    format!("{HEAD}{}\r\n", page.map(Allowed::head_lines).unwrap_or_default()).into()
+}
 
 pub(super) async fn open(
     State(edge): State<Edge>,
@@ -44,23 +50,28 @@ pub(super) async fn open(
     }
     let query = request.uri().query().unwrap_or_default();
     let asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    let admission = match edge.admit(&request) {
+        Ok(admission) => admission,
+        Err(refusal) => return Ok(refusal.into_stream()),
+    };
     if request.version() == Version::HTTP_2 {
-        return Ok(stream_body(&edge, asked));
+        lend.carries_a_client();
+        return Ok(stream_body(&edge, asked, admission));
     }
     if let Some(socket) = lend.take(&edge.connections) {
         let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked);
-        connection.write_first(Bytes::from_static(HEAD));
-        run(&edge, connection);
+        connection.write_first(head(request.extensions().get::<Allowed>()));
+        run(&edge, connection, admission);
     }
     // Goes nowhere: the HTTP stack has no socket any more and ends.
     Ok(StatusCode::OK.into_response())
 }
 
 /// On HTTP/2 the connection is shared with other requests, so the stack keeps it.
-fn stream_body(edge: &Edge, asked: StreamRequest) -> Response {
+fn stream_body(edge: &Edge, asked: StreamRequest, admission: Admission) -> Response {
     let pipe = Arc::new(Pipe::default());
     let socket = Socket::Pipe(Arc::clone(&pipe));
-    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked));
+    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked), admission);
     let pieces = stream::unfold(Tap(pipe), |tap| async move {
         tap.0.next().await.map(|piece| (Ok::<_, Infallible>(piece), tap))
     });
@@ -73,9 +84,10 @@ fn stream_body(edge: &Edge, asked: StreamRequest) -> Response {
     response
 }
 
-fn run(edge: &Edge, connection: Connection) {
+fn run(edge: &Edge, connection: Connection, admission: Admission) {
     edge.connections.spawn_client(async move {
         connection.run(crate::protocol::CloseCode::Normal).await;
+        drop(admission);
     });
 }
 
@@ -118,7 +130,7 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
     }
     if most < channels.len() {
         let message = format!("a stream may have {most} channels");
-        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+        return Err(ApiError::new(ErrorCode::TooMany, message));
     }
     // What the browser remembers is newer than what the page's address says.
     if let Some(last) = headers.get("last-event-id").filter(|last| !last.is_empty()) {
@@ -147,18 +159,19 @@ fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, Ap
 /// Takes one frame, or a list of them, and answers with as many.
 pub(super) async fn ask(
     State(edge): State<Edge>,
-    Path(session): Path<String>,
+    path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let Path(session) = path?;
     let session: SessionId = refuse(ErrorCode::SessionUnknown, session.parse())?;
     let limits = &edge.floor.limits;
-    let body = read_body(request, limits.body_bytes).await?;
+    let body = read_body(request, &edge).await?;
     let text = refuse(ErrorCode::Malformed, String::from_utf8(body.into()))?;
     if text.trim_start().starts_with('[') {
         let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(&text))?;
         if limits.batch_events < frames.len() {
             let message = format!("a list may have {} frames", limits.batch_events);
-            return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+            return Err(ApiError::new(ErrorCode::TooMany, message));
         }
     }
     match edge.floor.ask(session, text).await {
@@ -205,10 +218,7 @@ mod tests {
         assert_eq!(asked("channel=a&since=7", "").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&channel=b", "z-7").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
-        assert_eq!(
-            asked("channel=a&channel=b&channel=c", "").unwrap_err(),
-            ErrorCode::LimitExceeded
-        );
+        assert_eq!(asked("channel=a&channel=b&channel=c", "").unwrap_err(), ErrorCode::TooMany);
         assert!(asked("channel=a&channel=a&channel=b", "").is_ok());
     }
 }

@@ -18,6 +18,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
+use super::{gate::SocketPlace, pulse::Pulse};
 use crate::{
     connection::socket::{Pipe, Socket},
     lifecycle::Stage,
@@ -25,7 +26,14 @@ use crate::{
 
 /// A socket on loan.
 #[derive(Clone, Debug)]
-pub(super) struct Lend(Arc<Mutex<Option<Wire>>>);
+pub(super) struct Lend(Arc<Loan>);
+
+#[derive(Debug)]
+struct Loan {
+    wire: Mutex<Option<Wire>>,
+    place: Mutex<Option<SocketPlace>>,
+    pulse: Arc<Pulse>,
+}
 
 /// What it is that is lent.
 #[derive(Debug)]
@@ -37,13 +45,21 @@ pub(super) enum Wire {
 }
 
 impl Lend {
-    pub(super) fn new(wire: Wire) -> Self {
-        Self(Arc::new(Mutex::new(Some(wire))))
+    pub(super) fn new(wire: Wire, place: SocketPlace, pulse: Arc<Pulse>) -> Self {
+        let (wire, place) = (Mutex::new(Some(wire)), Mutex::new(Some(place)));
+        Self(Arc::new(Loan { wire, place, pulse }))
+    }
+
+    /// The socket carries a client from now on, which is counted elsewhere.
+    pub(super) fn carries_a_client(&self) {
+        drop(self.0.place.lock().take());
     }
 
     /// Takes the socket back, if nobody did before. What has to be carried is carried in `stage`.
     pub(super) fn take(&self, stage: &Stage) -> Option<Socket> {
-        match self.0.lock().take()? {
+        let wire = self.0.wire.lock().take()?;
+        self.carries_a_client();
+        match wire {
             // Registered anew: the old registration would keep the HTTP stack's task alive.
             Wire::Plain(stream) => {
                 TcpStream::from_std(stream.into_std().ok()?).ok().map(Socket::Tcp)
@@ -62,7 +78,7 @@ impl Lend {
         poll: impl FnOnce(&mut Wire) -> Poll<io::Result<T>>,
         after_taking: T,
     ) -> Poll<io::Result<T>> {
-        match &mut *self.0.lock() {
+        match &mut *self.0.wire.lock() {
             Some(wire) => poll(wire),
             None => Poll::Ready(Ok(after_taking)),
         }
@@ -75,13 +91,17 @@ impl AsyncRead for Lend {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.with(
+        let polled = self.with(
             |wire| match wire {
                 Wire::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
                 Wire::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             },
             (),
-        )
+        );
+        if polled.is_ready() {
+            self.0.pulse.heard();
+        }
+        polled
     }
 }
 
@@ -91,13 +111,17 @@ impl AsyncWrite for Lend {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.with(
+        let polled = self.with(
             |wire| match wire {
                 Wire::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
                 Wire::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             },
             buf.len(),
-        )
+        );
+        if polled.is_ready() {
+            self.0.pulse.wrote();
+        }
+        polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

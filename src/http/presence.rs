@@ -75,7 +75,7 @@ pub(super) async fn disconnect(
     State(edge): State<Edge>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
-    let whom: Whom = read_json(request, edge.floor.limits.body_bytes).await?;
+    let whom: Whom = read_json(request, &edge).await?;
     let session = whom.session.as_deref().map(session).transpose()?;
     if session.is_some() == whom.user.is_some() {
         let message = "name either a \"session\" or a \"user\"";

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::{Request, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Edge,
-    error::{ApiError, read_json},
+    error::{ApiError, RETRY_AFTER, read_json},
 };
 use crate::{
     broker::{BrokerError, Publication, Receipt},
@@ -70,19 +70,29 @@ impl Outcome {
 /// Publishes an event to one channel, or to each of several. 2xx means that it is in all of them.
 pub(super) async fn one(State(edge): State<Edge>, request: Request) -> Result<Response, ApiError> {
     let limits = &edge.floor.limits;
-    let body: Body = read_json(request, limits.body_bytes).await?;
+    let body: Body = read_json(request, &edge).await?;
     let several = body.channels.is_some();
     let batch = publications(body, limits.event_bytes, limits.batch_events)?;
     let mut outcomes = publish(&edge, batch).await;
-    let status = match outcomes.iter().find_map(Outcome::error) {
-        None => StatusCode::OK,
+    match outcomes.iter().find_map(Outcome::error) {
         Some(error) if !several => return Err(error.clone()),
-        Some(error) => StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::BAD_REQUEST),
-    };
-    if several {
-        return Ok((status, Json(serde_json::json!({ "results": outcomes }))).into_response());
+        None if !several => return Ok(Json(outcomes.pop()).into_response()),
+        Some(_) | None => {}
     }
-    Ok((status, Json(outcomes.pop())).into_response())
+    Ok(results(&outcomes))
+}
+
+/// One result for each channel; the status and `Retry-After` are those of the first that failed.
+fn results(outcomes: &[Outcome]) -> Response {
+    let error = outcomes.iter().find_map(Outcome::error);
+    let status = error.map_or(200, |error| error.code.status());
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    let body = Json(serde_json::json!({ "results": outcomes }));
+    let mut response = (status, body).into_response();
+    if error.is_some_and(ApiError::passes) {
+        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
 }
 
 /// Publishes many events. Each has its own result; a bad one does not spoil the rest. 503 only when
@@ -92,11 +102,11 @@ pub(super) async fn batch(
     request: Request,
 ) -> Result<Response, ApiError> {
     let limits = &edge.floor.limits;
-    let body: Batch = read_json(request, limits.body_bytes).await?;
+    let body: Batch = read_json(request, &edge).await?;
     if limits.batch_events < body.events.len() {
         let (len, most) = (body.events.len(), limits.batch_events);
         let message = format!("the batch has {len} events, it may have {most}");
-        return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+        return Err(ApiError::new(ErrorCode::TooMany, message));
     }
     let single = |raw: &RawValue| {
         let body: Body = serde_json::from_str(raw.get())
@@ -142,7 +152,7 @@ fn publications(body: Body, event_bytes: usize, most: usize) -> Result<Vec<Publi
         (None, Some(several)) if !several.is_empty() && several.len() <= most => several,
         (None, Some(several)) if most < several.len() => {
             let message = format!("{} channels are named, {most} may be", several.len());
-            return Err(ApiError::new(ErrorCode::LimitExceeded, message));
+            return Err(ApiError::new(ErrorCode::TooMany, message));
         }
         _ => {
             let message = "name a \"channel\", or \"channels\", but not both";
@@ -154,4 +164,20 @@ fn publications(body: Body, event_bytes: usize, most: usize) -> Result<Vec<Publi
         Err(err) => Err(ApiError::new(ErrorCode::ChannelInvalid, format!("{name:?}: {err}"))),
     };
     names.into_iter().map(to).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_is_away_says_when_to_come_back_for_several_channels_too() {
+        let away = |code| Outcome::Failed { error: ApiError::new(code, "away") };
+        let response = results(&[away(ErrorCode::Unavailable)]);
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(response.headers().contains_key(header::RETRY_AFTER));
+        let response = results(&[away(ErrorCode::Refused)]);
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(!response.headers().contains_key(header::RETRY_AFTER));
+    }
 }

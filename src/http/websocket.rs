@@ -21,6 +21,10 @@ pub(super) async fn open(
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let (accept, subprotocol) = shake(request.method(), request.headers())?;
+    let admission = match edge.admit(&request) {
+        Ok(admission) => admission,
+        Err(refusal) => return Ok(refusal.into_response()),
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     let stage = edge.connections.clone();
     edge.connections.spawn_client(Box::pin(async move {
@@ -33,6 +37,7 @@ pub(super) async fn open(
         // Its own task, so that nothing of the handshake stays with the client.
         stage.spawn_client(async move {
             connection.run(first).await;
+            drop(admission);
         });
     }));
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();

@@ -25,23 +25,31 @@ pub enum ErrorCode {
     AlreadySubscribed,
     /// Not subscribed to that channel.
     NotSubscribed,
-    /// One subscription, channel or event more than the configured limit.
+    /// More than may be for now: subscriptions, clients, frames a second.
     LimitExceeded,
+    /// More channels, events or frames in one request than may ever be.
+    TooMany,
     /// A body, frame or payload over the configured size.
     TooLarge,
     /// No such address.
     NotFound,
     /// The address is right, the method is not.
     MethodNotAllowed,
+    /// A request's body did not come in time.
+    RequestTimeout,
+    /// The page's origin may not speak to this gateway.
+    OriginForbidden,
     /// The broker cannot keep this event, now or later.
     Refused,
+    /// The node has as many clients as it may.
+    NodeFull,
     /// The broker cannot take or answer it now; not known to be stored, so repeat it with the same id.
     Unavailable,
 }
 
 impl ErrorCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::Malformed,
         Self::UnknownType,
         Self::ChannelInvalid,
@@ -52,10 +60,14 @@ impl ErrorCode {
         Self::AlreadySubscribed,
         Self::NotSubscribed,
         Self::LimitExceeded,
+        Self::TooMany,
         Self::TooLarge,
         Self::NotFound,
         Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::OriginForbidden,
         Self::Refused,
+        Self::NodeFull,
         Self::Unavailable,
     ];
 
@@ -72,10 +84,14 @@ impl ErrorCode {
             Self::AlreadySubscribed => "already_subscribed",
             Self::NotSubscribed => "not_subscribed",
             Self::LimitExceeded => "limit_exceeded",
+            Self::TooMany => "too_many",
             Self::TooLarge => "too_large",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::OriginForbidden => "origin_forbidden",
             Self::Refused => "refused",
+            Self::NodeFull => "node_full",
             Self::Unavailable => "unavailable",
         }
     }
@@ -88,14 +104,17 @@ impl ErrorCode {
             | Self::ChannelInvalid
             | Self::PositionInvalid
             | Self::IdInvalid
-            | Self::NameInvalid => 400,
+            | Self::NameInvalid
+            | Self::TooMany => 400,
+            Self::OriginForbidden => 403,
             Self::SessionUnknown | Self::NotSubscribed | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
+            Self::RequestTimeout => 408,
             Self::AlreadySubscribed => 409,
             Self::TooLarge => 413,
             Self::Refused => 422,
             Self::LimitExceeded => 429,
-            Self::Unavailable => 503,
+            Self::NodeFull | Self::Unavailable => 503,
         }
     }
 }
@@ -111,6 +130,8 @@ pub enum CloseCode {
     InvalidText,
     /// A frame over the configured size.
     TooBig,
+    /// A stream that may not be opened now: too many clients, or too fast.
+    TryLater,
     /// A frame that is not a JSON object of the protocol, or no text at all.
     BadFrame,
     /// No first frame within the connect timeout.
@@ -131,11 +152,12 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Normal,
         Self::ProtocolError,
         Self::InvalidText,
         Self::TooBig,
+        Self::TryLater,
         Self::BadFrame,
         Self::Unauthorised,
         Self::Draining,
@@ -153,6 +175,7 @@ impl CloseCode {
             Self::ProtocolError => 1002,
             Self::InvalidText => 1007,
             Self::TooBig => 1009,
+            Self::TryLater => 1013,
             Self::BadFrame => 4000,
             Self::Unauthorised => 4001,
             Self::Draining => 4003,
@@ -171,6 +194,7 @@ impl CloseCode {
             Self::ProtocolError => "protocol error",
             Self::InvalidText => "text is not utf-8",
             Self::TooBig => "frame too large",
+            Self::TryLater => "try again later",
             Self::BadFrame => "bad frame",
             Self::Unauthorised => "unauthorised",
             Self::Draining => "draining",
@@ -185,7 +209,9 @@ impl CloseCode {
     /// Whether the client should come back by itself.
     pub const fn reconnect(self) -> bool {
         match self {
-            Self::Draining | Self::TooSlow | Self::RateLimited | Self::Silent => true,
+            Self::TryLater | Self::Draining | Self::TooSlow | Self::RateLimited | Self::Silent => {
+                true
+            }
             Self::Normal
             | Self::ProtocolError
             | Self::InvalidText

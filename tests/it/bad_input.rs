@@ -118,9 +118,10 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
         ("/api/publish", "{\"channel\":\"a\",\"name\":\"error\",\"data\":1}", 400, "name_invalid"),
         ("/api/publish", &big, 413, "too_large"),
         ("/api/publish", &huge, 413, "too_large"),
-        ("/api/publish/batch", three, 429, "limit_exceeded"),
+        ("/api/publish/batch", three, 400, "too_many"),
         ("/api/nothing", "", 404, "not_found"),
         ("/health/live", "", 405, "method_not_allowed"),
+        ("/events/%ff", "{\"type\":\"pong\"}", 400, "malformed"),
         ("/events/nobody", "{\"type\":\"pong\"}", 404, "session_unknown"),
     ] {
         let (found, answer, _) = api.post(path, body).await;
@@ -134,6 +135,7 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
         ("/api/channels/a%20b/history", "channel_invalid"),
         ("/api/channels/a/history?since=x", "position_invalid"),
         ("/api/channels/a/history?limit=x", "malformed"),
+        ("/api/channels/%ff/history", "malformed"),
         ("/ws", "malformed"),
     ] {
         let (status, answer) = api.get(path).await;

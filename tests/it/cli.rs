@@ -84,6 +84,18 @@ async fn tail_prints_what_was_missed_and_what_comes() {
 }
 
 #[tokio::test]
+async fn tail_ends_when_it_is_told_not_to_come_back() {
+    let gateway = TestGateway::with(|config| config.limits.frame_bytes = 20).await;
+    let url = format!("http://{}", gateway.addr);
+    let (good, _, said) = run(&["tail", "news", "--url", &url], "").await;
+    assert!(!good && said.contains("1009 frame too large; coming back would not help"), "{said}");
+    // A page's address, not the gateway's.
+    let elsewhere = format!("{url}/somewhere");
+    let (good, _, said) = run(&["tail", "news", "--url", &elsewhere], "").await;
+    assert!(!good && said.contains("answered 404") && said.contains("not_found"), "{said}");
+}
+
+#[tokio::test]
 async fn check_says_what_is_wrong_and_what_to_do() {
     let folder = tempfile::TempDir::new().unwrap();
     let file = folder.path().join("bad.toml");

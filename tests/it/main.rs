@@ -5,6 +5,7 @@ mod bad_input;
 mod broker_contract;
 mod cli;
 mod delivery;
+mod edge;
 mod layers;
 mod outage;
 mod presence;

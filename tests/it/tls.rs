@@ -1,18 +1,22 @@
 //! HTTPS: WebSocket and SSE through TLS, HTTP/2 where the client can; and HTTP/2 without TLS.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use crossfade::config::Config;
 use futures_util::{SinkExt as _, StreamExt as _};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config, tungstenite::Message,
 };
 
 use crate::support::{
-    eventually::soon,
+    eventually::{eventually, soon},
     gateway::{Api, TestGateway},
 };
 
@@ -25,6 +29,10 @@ struct Secure {
 
 impl Secure {
     async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let files = TempDir::new().unwrap();
@@ -34,6 +42,7 @@ impl Secure {
         let gateway = TestGateway::with(|config| {
             config.server.tls.certificate = Some(chain);
             config.server.tls.key = Some(key);
+            change(config);
         })
         .await;
         Self { gateway, certificate, _files: files }
@@ -117,6 +126,54 @@ async fn many_streams_share_one_http2_connection_without_tls() {
     drop(streams);
     api.until_metric("crossfade_connections{transport=\"sse\"}", 0.0).await;
     assert_eq!(gateway.stop().await, 0);
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_come_to_an_end_is_given_up() {
+    let secure =
+        Secure::with(|config| config.server.header_timeout = Duration::from_millis(300)).await;
+    // Nothing, and the beginning of a ClientHello.
+    for begun in [&b""[..], &[0x16, 3, 1, 2, 0, 1, 0]] {
+        let mut socket = TcpStream::connect(secure.gateway.addr).await.unwrap();
+        socket.write_all(begun).await.unwrap();
+        let mut rest = Vec::new();
+        drop(soon("the gateway hangs up", socket.read_to_end(&mut rest)).await);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_on_http2_counts_as_a_client_and_is_told_to_come_back() {
+    let gateway = TestGateway::with(|config| {
+        config.server.limits.clients = 1;
+        config.server.limits.sockets = 1;
+        config.server.header_timeout = Duration::from_millis(300);
+        config.server.idle_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let url = format!("http://{}/events?channel=a", gateway.addr);
+    let get = || http.get(&url).header("origin", "http://localhost:3000").send();
+    let mut first = get().await.unwrap();
+    assert_eq!(first.headers()["access-control-allow-origin"], "http://localhost:3000");
+    contains(&mut first, "event: open").await;
+    let mut second = get().await.unwrap();
+    assert_eq!(second.status(), 200);
+    contains(&mut second, "event: crossfade.goodbye").await;
+    // The socket is a client's now: there is room for another, and no rest ends it.
+    let api = Api::of(gateway.addr);
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    for _ in 0..10 {
+        tick.tick().await;
+        assert_eq!(api.get("/health/live").await.0, 200);
+    }
+    api.publish("a", "still here").await;
+    contains(&mut first, "still here").await;
+    drop(first);
+    eventually("its place is free", async || {
+        // A stream that stays has no length.
+        get().await.unwrap().content_length().is_none().then_some(())
+    })
+    .await;
 }
 
 #[test]
