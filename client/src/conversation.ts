@@ -311,7 +311,7 @@ export function flush({ s, now, effects }: Turn, link: Link): void {
   const allowed = link.allowance + ((now - link.allowedAt) * rate) / 1000;
   link.allowance = Math.min(burst, Math.max(allowed, link.allowance));
   link.allowedAt = now;
-  const frames = link.queue.splice(0, Math.floor(link.allowance));
+  const frames = link.queue.splice(0, Math.floor(link.allowance + 1e-6));
   link.allowance -= frames.length;
   if (frames.length) effects.push({ do: "send", link: link.id, frames });
 }

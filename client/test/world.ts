@@ -85,7 +85,8 @@ export class World {
   /** Lets time pass. */
   run(ms: number): void {
     const end = this.now + ms;
-    for (;;) {
+    for (let steps = 0; ; steps++) {
+      if (steps > 20_000) throw new Error(`time stands still at ${this.now}`);
       this.#later.sort((a, b) => a.at - b.at || a.order - b.order);
       const next = this.#later[0];
       const at = Math.max(this.now, Math.min(next?.at ?? end, this.#tick));
