@@ -444,7 +444,8 @@ function lose(t: Turn, link: Link, why: Loss): void {
     count(s, "fallbacks");
     return open(t);
   }
-  if (served && now - (link.readyAt as number) >= STABLE) s.attempt = 0;
+  // A gateway that takes clients and loses them again is asked about once a second.
+  if (served) s.attempt = now - (link.readyAt as number) < STABLE ? Math.min(s.attempt, 2) : 0;
   const told = why.after === undefined ? undefined : why.after + dice * 1000;
   pause(t, reason, goodbye ? goodbye.after : told);
 }
