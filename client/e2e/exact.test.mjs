@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
-import { Browser, eventually, faults, Gateway, Proxy, Publisher } from "./support.mjs";
+import { Browser, eventually, faults, Gateway, Network, Publisher } from "./support.mjs";
 
 let browser;
 before(async () => {
@@ -13,7 +13,7 @@ after(() => browser.stop());
 /** A page that listens to one channel, through a proxy. */
 async function scene(t, { url, options = {}, settings = {} } = {}) {
   const gateway = await Gateway.start(settings);
-  const proxy = await Proxy.to(gateway.port);
+  const proxy = await Network.to(gateway.port);
   const page = await browser.page();
   t.after(async () => {
     await page.close();
@@ -42,7 +42,9 @@ async function scene(t, { url, options = {}, settings = {} } = {}) {
   };
   const complete = async (publisher) => {
     const sent = await publisher.stop();
-    await eventually("the last event arrives", () => page.evaluate((n) => got.length >= n, sent)).catch(() => {});
+    await eventually("the last event arrives", () =>
+      page.evaluate((n) => got.length >= n, sent),
+    ).catch(() => {});
     const [list, told] = await page.evaluate(() => [got, window.told]);
     assert.deepEqual(faults(list, sent), [], JSON.stringify(told));
     assert.deepEqual(page.errors, []);
@@ -113,7 +115,9 @@ test("a network that is cut, slow, and lets no WebSocket through", async (t) => 
   assert.equal(await page.evaluate(() => client.transport), "sse");
   proxy.upgrades = "pass";
   // By itself, since a WebSocket worked here before.
-  await page.waitForFunction(() => client.transport === "websocket", undefined, { timeout: 60_000 });
+  await page.waitForFunction(() => client.transport === "websocket", undefined, {
+    timeout: 60_000,
+  });
   await flows();
   await complete(publisher);
 });
@@ -226,7 +230,9 @@ test("a plain EventSource loses nothing over a restart", async (t) => {
   await page.evaluate((url) => {
     window.got = [];
     const source = new EventSource(`${url}/events?channel=orders:1`);
-    window.opened = new Promise((resolve) => source.addEventListener("open", (e) => e.data && resolve()));
+    window.opened = new Promise((resolve) =>
+      source.addEventListener("open", (e) => e.data && resolve()),
+    );
     for (const name of ["tick", "tock"]) {
       source.addEventListener(name, (event) => got.push(JSON.parse(event.data).data));
     }
@@ -242,6 +248,8 @@ test("a plain EventSource loses nothing over a restart", async (t) => {
   const count = await page.evaluate(() => got.length);
   await page.waitForFunction((count) => got.length > count + 200, count);
   const sent = await publisher.stop();
-  await eventually("the last event arrives", () => page.evaluate((n) => got.length >= n, sent)).catch(() => {});
+  await eventually("the last event arrives", () =>
+    page.evaluate((n) => got.length >= n, sent),
+  ).catch(() => {});
   assert.deepEqual(faults(await page.evaluate(() => got), sent), []);
 });

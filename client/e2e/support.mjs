@@ -74,7 +74,10 @@ export class Gateway {
     const stdio = process.env.SHOW_GATEWAY_LOGS ? "inherit" : "ignore";
     this.#process = spawn(binary, ["serve"], { env, cwd: this.#home, stdio });
     await eventually("the gateway is ready", () =>
-      fetch(`${this.url}/health/ready`).then((answer) => answer.ok, () => false),
+      fetch(`${this.url}/health/ready`).then(
+        (answer) => answer.ok,
+        () => false,
+      ),
     );
   }
 
@@ -94,7 +97,7 @@ export class Gateway {
 }
 
 /** A network between the page and the gateway that can be made bad. */
-export class Proxy {
+export class Network {
   /** Milliseconds that each piece is held back. */
   delay = 0;
   /** What a handshake for a WebSocket meets: `pass`, `refuse`, or `hang`. */
@@ -102,7 +105,7 @@ export class Proxy {
   #pairs = new Set();
 
   static async to(port) {
-    const proxy = new Proxy();
+    const proxy = new Network();
     proxy.server = net.createServer((client) => proxy.#carry(client, port)).listen(0, "127.0.0.1");
     await once(proxy.server, "listening");
     return proxy;
@@ -183,7 +186,7 @@ export class Publisher {
     for (;;) {
       const answer = await fetch(url, { method: "POST", body }).catch(() => undefined);
       const json = answer?.ok ? await answer.json().catch(() => undefined) : undefined;
-      if (json && json.results.every((result) => !result.error)) return;
+      if (json?.results.every((result) => !result.error)) return;
       await pause(50);
     }
   }
@@ -209,7 +212,9 @@ export class Browser {
     browser.server = createServer((request, response) => {
       const script = request.url === "/client.js";
       response.setHeader("content-type", script ? "text/javascript" : "text/html; charset=utf-8");
-      response.end(script ? outputFiles[0].contents : '<!doctype html><script src="/client.js"></script>');
+      response.end(
+        script ? outputFiles[0].contents : '<!doctype html><script src="/client.js"></script>',
+      );
     }).listen(0, "127.0.0.1");
     await once(browser.server, "listening");
     browser.chromium = await chromium.launch({

@@ -10,7 +10,9 @@ const check = process.argv.includes("--check");
 
 if (!check) {
   rmSync("dist", { recursive: true, force: true });
-  const tsc = spawnSync("node_modules/.bin/tsc", ["-p", "tsconfig.build.json"], { stdio: "inherit" });
+  const tsc = spawnSync("node_modules/.bin/tsc", ["-p", "tsconfig.build.json"], {
+    stdio: "inherit",
+  });
   if (tsc.status !== 0) process.exit(tsc.status ?? 1);
 }
 
@@ -28,7 +30,10 @@ if (existsSync("demo/index.html")) {
   const css = readFileSync("demo/demo.css", "utf8");
   const page = readFileSync("demo/index.html", "utf8")
     .replace('<link rel="stylesheet" href="demo.css" />', () => `<style>\n${css}</style>`)
-    .replace('<script type="module" src="demo.ts"></script>', () => `<script type="module">${script}</script>`);
+    .replace(
+      '<script type="module" src="demo.ts"></script>',
+      () => `<script type="module">${script}</script>`,
+    );
   if (check && readFileSync("demo/dist/index.html", "utf8") !== page) {
     console.error("demo/dist/index.html is not that of the sources: npm run build, and commit it");
     process.exit(1);

@@ -6,6 +6,7 @@ mod broker_contract;
 mod cli;
 mod delivery;
 mod edge;
+mod fixtures;
 mod layers;
 mod outage;
 mod presence;
