@@ -200,7 +200,8 @@ export class Publisher {
 
 /** A browser and the pages it shows, which have the client as `crossfade`. */
 export class Browser {
-  static async start() {
+  /** Pages show `html`, or nothing but the client. */
+  static async start({ html = '<!doctype html><script src="/client.js"></script>' } = {}) {
     const browser = new Browser();
     const { outputFiles } = await build({
       entryPoints: [join(root, "client/src/index.ts")],
@@ -212,9 +213,7 @@ export class Browser {
     browser.server = createServer((request, response) => {
       const script = request.url === "/client.js";
       response.setHeader("content-type", script ? "text/javascript" : "text/html; charset=utf-8");
-      response.end(
-        script ? outputFiles[0].contents : '<!doctype html><script src="/client.js"></script>',
-      );
+      response.end(script ? outputFiles[0].contents : html);
     }).listen(0, "127.0.0.1");
     await once(browser.server, "listening");
     browser.chromium = await chromium.launch({
@@ -224,11 +223,11 @@ export class Browser {
     return browser;
   }
 
-  async page() {
+  async page(query = "") {
     const page = await this.chromium.newPage();
     page.errors = [];
     page.on("pageerror", (error) => page.errors.push(String(error)));
-    await page.goto(`http://127.0.0.1:${this.server.address().port}/`);
+    await page.goto(`http://127.0.0.1:${this.server.address().port}/${query}`);
     return page;
   }
 

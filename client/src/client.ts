@@ -249,13 +249,11 @@ export class Client {
   }
 
   async #fetchToken(ask: number): Promise<void> {
-    let token: string | undefined;
     try {
-      token = await this.#getToken?.();
+      this.#happen({ type: "token", ask, token: await this.#getToken?.() });
     } catch (cause) {
-      this.#report(cause);
+      this.#happen({ type: "token", ask, reason: `no token: ${cause}` });
     }
-    this.#happen({ type: "token", ask, token });
   }
 
   async #fetchRoute(ask: number, token: string | undefined): Promise<void> {

@@ -36,6 +36,7 @@ export function say(link: Link, frame: ClientFrame): void {
 export function sync(t: Turn, link: Link): void {
   const { s, now } = t;
   for (const [channel, reading] of s.channels) {
+    if (reading.barred && link.transport === "sse") continue;
     const known = link.subscriptions.get(channel);
     const on = known?.stage === "on";
     const due = known?.stage === "later" && (known.retryAt ?? 0) <= now;

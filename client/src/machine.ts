@@ -24,7 +24,7 @@ import {
   writePositions,
 } from "./protocol.js";
 import { type Counter, noStats, summary } from "./report.js";
-import type { ClientEvent, Effect, Input, Link, Loss, Phase, State } from "./state.js";
+import type { ClientEvent, Effect, Happening, Input, Link, Loss, Phase, State } from "./state.js";
 
 export { begin } from "./state.js";
 
@@ -44,8 +44,12 @@ const OVERLAP = 15_000;
 /** Fetched tokens in a row that may be refused. */
 const REFUSALS = 2;
 const PROBE = 3000;
+/** Errors that are one channel's, not the stream's. */
+const REFUSED = ["forbidden", "channel_invalid", "too_many"];
 /** Channels whose end is remembered after nobody listened any more. */
 const LEFT = 500;
+/** Characters of a stream's address that its channels may take. */
+const ADDRESS = 4000;
 
 const EITHER: Route = {
   transport: "websocket",
@@ -222,10 +226,7 @@ function fetch({ s, now, effects }: Turn, what: "token" | "route", within: numbe
   effects.push({ do: "fetch", what, ask: s.asking.id, token: s.token });
 }
 
-function fetched(
-  t: Turn,
-  answer: { type: "token" | "route"; token?: string; route?: Route },
-): void {
+function fetched(t: Turn, answer: Extract<Happening, { type: "token" | "route" }>): void {
   const { s, now } = t;
   const preparing = s.phase === "preparing";
   s.asking = undefined;
@@ -233,7 +234,7 @@ function fetched(
     if (answer.route) s.route = answer.route;
     s.routedAt = now;
   } else if (answer.token === undefined) {
-    if (preparing) return pause(t, "no token");
+    if (preparing) return pause(t, answer.reason ?? "no token");
     s.tokenRetryAt = now + s.settings.backoffMin * 4;
   } else {
     s.token = answer.token;
@@ -296,13 +297,26 @@ function address(s: State, transport: TransportName): string {
   return transport === "sse" ? "/events" : "/ws";
 }
 
-/** A stream's address names its channels; those of waiting requests, if nothing else is wanted. */
+/** The channels that a stream's address names; what is left over is subscribed to once it is open. */
+function named(s: State): string[] {
+  const wanted: string[] = [];
+  let length = 0;
+  for (const [channel, { barred }] of s.channels) {
+    const refused = s.link?.subscriptions.get(channel)?.stage === "refused";
+    if (barred || refused) continue;
+    // An address that is too long does not get through everywhere.
+    length += 2 * channel.length + 40;
+    if (wanted.length && (s.narrow || ADDRESS < length)) break;
+    wanted.push(channel);
+  }
+  // Somebody wants to publish or read, and to listen to nothing.
+  const [request] = s.requests.values();
+  return wanted.length || !request ? wanted : [request.frame.channel];
+}
+
 function stream(s: State, link: Link, overlap: boolean): string | undefined {
-  const wanted = new Set(s.channels.keys());
-  if (!wanted.size) for (const { frame } of s.requests.values()) wanted.add(frame.channel);
-  const [first] = wanted;
-  if (first === undefined) return;
-  const channels = s.channels.size ? [...wanted] : [first];
+  const channels = named(s);
+  if (!channels.length) return;
   const presence = channels.some((channel) => s.channels.get(channel)?.presence);
   for (const channel of channels) {
     link.subscriptions.set(channel, { stage: "asked", request: 0, presence, shown: "null" });
@@ -428,7 +442,8 @@ function lose(t: Turn, link: Link, why: Loss): void {
   const served = link.readyAt !== undefined;
   const { goodbye } = link;
   const code = goodbye?.code ?? why.code;
-  if (!served && (code === undefined || code < 4000)) failed(s, link.transport);
+  const { status = 500 } = why;
+  if (!served && status >= 500 && (code === undefined || code < 4000)) failed(s, link.transport);
   if (link === s.next) return abandon(t);
   effects.push({ do: "close", link: link.id });
   s.link = undefined;
@@ -436,6 +451,9 @@ function lose(t: Turn, link: Link, why: Loss): void {
   if (served) {
     s.lostAt ??= now;
     if (!goodbye) count(s, "interruptions");
+  }
+  if (!served && link.transport === "sse" && REFUSED.includes(why.error ?? "")) {
+    return bar(t, link, why);
   }
   const end = final(t, link, why, served);
   if (s.next && (end === undefined || code === 4007)) return promote(t, reason);
@@ -448,6 +466,24 @@ function lose(t: Turn, link: Link, why: Loss): void {
   if (served) s.attempt = now - (link.readyAt as number) < STABLE ? Math.min(s.attempt, 2) : 0;
   const told = why.after === undefined ? undefined : why.after + dice * 1000;
   pause(t, reason, goodbye ? goodbye.after : told);
+}
+
+/** A stream was refused for one of its channels: finds out which, and goes on with the others. */
+function bar(t: Turn, link: Link, { error: code = "", reason: message = code }: Loss): void {
+  const { s, effects } = t;
+  const [channel, ...others] = link.subscriptions.keys();
+  s.narrow = true;
+  if (channel !== undefined && !others.length) {
+    const reading = s.channels.get(channel);
+    if (reading) s.channels.set(channel, { ...reading, barred: true });
+    emit(t, { type: "error", code, message, channel });
+    for (const [id, { key, frame }] of s.requests) {
+      if (reading || frame.channel !== channel) continue;
+      s.requests.delete(id);
+      effects.push({ do: "settle", key, answer: { type: "error", code, message } });
+    }
+  }
+  open(t);
 }
 
 /** A connection did not come about. Where no transport does, it says nothing about WebSockets. */

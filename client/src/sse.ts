@@ -122,7 +122,11 @@ export function openSse(ask: typeof fetch, url: string, ears: Ears, token?: stri
         const id = "id" in frame ? frame.id : undefined;
         const message = why.reason ?? `refused with ${response.status}`;
         if (id !== undefined) {
-          ears.frame({ type: "error", id, code: "malformed", message }, undefined, true);
+          ears.frame(
+            { type: "error", id, code: why.error ?? "malformed", message },
+            undefined,
+            true,
+          );
         }
       }
     } finally {
@@ -150,5 +154,6 @@ async function loss(response: Response): Promise<Loss> {
     status: response.status,
     ...(seconds >= 0 && { after: seconds * 1000 }),
     reason: body?.error?.message,
+    error: body?.error?.code,
   };
 }

@@ -63,6 +63,8 @@ export interface Reading extends Wish {
   readonly floor?: Position;
   /** Where the log stood that was lost last: what a second connection still tells of it is void. */
   readonly past?: Position;
+  /** A stream that names it is refused. */
+  readonly barred?: boolean;
 }
 
 /** What one connection was asked of a channel, and what became of it. */
@@ -152,6 +154,8 @@ export interface State {
   routedAt: number;
   link?: Link;
   next?: Link;
+  /** A stream was refused for one of its channels: the next is opened with one alone. */
+  narrow?: boolean;
   move?: Move;
   /** When another connection with this session was opened last: it may cost the old one its place. */
   overlappedAt: number;
@@ -203,7 +207,12 @@ export type Happening =
       readonly posted?: boolean;
     }
   | { readonly type: "lost"; readonly link: number; readonly why: Loss }
-  | { readonly type: "token"; readonly ask: number; readonly token?: string }
+  | {
+      readonly type: "token";
+      readonly ask: number;
+      readonly token?: string;
+      readonly reason?: string;
+    }
   | { readonly type: "route"; readonly ask: number; readonly route?: Route }
   | { readonly type: "tick" }
   /** The network or the page's visibility came back. */
@@ -224,6 +233,8 @@ export interface Loss {
   /** `Retry-After` in milliseconds. */
   readonly after?: number;
   readonly reason?: string;
+  /** The gateway's error code. */
+  readonly error?: string;
 }
 
 export type ClientEvent =

@@ -85,6 +85,8 @@ class Run {
       this.world.publish(channel, "before");
       this.world.happen({ type: "want", channel, wish: {} });
     }
+    // Some clients want what they may not have.
+    if (seed % 2) this.world.happen({ type: "want", channel: "forbidden", wish: {} });
   }
 
   act(what: Action): void {

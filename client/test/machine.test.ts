@@ -354,15 +354,48 @@ describe("routes", () => {
 });
 
 describe("what is asked", () => {
-  test("a refused channel does not spoil the others", () => {
-    const w = new World();
+  test("a refused channel does not spoil the others, on either transport, nor a move", () => {
+    for (const transport of ["websocket", "sse"] as const) {
+      const w = new World(1, { transport });
+      for (const channel of ["a", "forbidden", "b"]) {
+        w.happen({ type: "want", channel, wish: {} });
+      }
+      w.run(5000);
+      for (const to of ["sse", "websocket", "sse"] as const) {
+        for (const channel of ["a", "b"]) w.publish(channel, to);
+        w.run(1000);
+        w.happen({ type: "move", to, reason: "test" });
+        w.run(2000);
+        expect(w.state.link?.transport).toBe(to);
+      }
+      expect(last(w, "error")).toMatchObject({ code: "forbidden", channel: "forbidden" });
+      expect(w.delivered).toHaveLength(6);
+    }
+  });
+
+  test("a stream for a forbidden channel alone says so, and waits for another", async () => {
+    const w = new World(1, { transport: "sse" });
+    const frame = { type: "history", channel: "forbidden" } as const;
+    w.happen({ type: "request", key: 1, frame });
+    w.run(1000);
+    expect(w.answers.get(1)).toMatchObject({ code: "forbidden" });
     w.happen({ type: "want", channel: "forbidden", wish: {} });
+    w.run(1000);
+    expect(last(w, "error")).toMatchObject({ channel: "forbidden" });
     w.happen({ type: "want", channel: "a", wish: {} });
     w.run(1000);
-    w.publish("a", 1);
+    expect(w.state.phase).toBe("connected");
+  });
+
+  test("a stream for very many channels has an address that gets through", () => {
+    const w = new World(1, { transport: "sse" });
+    const names = [...Array(120).keys()].map((n) => `${"long".repeat(20)}${n}`);
+    for (const channel of names) w.happen({ type: "want", channel, wish: {} });
+    w.run(10_000);
+    expect(Math.max(...opened(w).map(({ path }) => path.length))).toBeLessThan(5000);
+    for (const channel of names) w.publish(channel, 1);
     w.run(1000);
-    expect(last(w, "error")).toMatchObject({ code: "forbidden", channel: "forbidden" });
-    expect(w.delivered).toHaveLength(1);
+    expect(w.delivered).toHaveLength(120);
   });
 
   test("a broker that is away is asked again", () => {

@@ -10,6 +10,7 @@ import {
   DEFAULTS,
   type Effect,
   type Happening,
+  type Loss,
   type Settings,
   type State,
 } from "../src/state.js";
@@ -252,9 +253,13 @@ export class World {
       if (!this.up || fate === "refuse") {
         return this.#end(wire, transport === "sse" ? { status: 502 } : { code: 1006 });
       }
+      const query = new URL(path, "http://gateway").searchParams;
+      if (query.getAll("channel").includes("forbidden")) {
+        return this.#end(wire, { status: 403, error: "forbidden" });
+      }
       wire.server = true;
       this.#arrive(wire, () => this.happen({ type: "opened", link }));
-      if (transport === "sse") this.#stream(wire, new URL(path, "http://gateway").searchParams);
+      if (transport === "sse") this.#stream(wire, query);
     });
   }
 
@@ -388,7 +393,7 @@ export class World {
     this.#at(wire.after, () => wire.client && !wire.dark && run());
   }
 
-  #end(wire: Wire, why: { code?: number; status?: number }): void {
+  #end(wire: Wire, why: Loss): void {
     wire.server = false;
     wire.cursors.clear();
     this.#arrive(wire, () => this.happen({ type: "lost", link: wire.id, why }));
