@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
+    auth::{Access, AuthConfig, Permissions, Rules},
     broker::{
         BrokerKind, Retention, Retentions, memory::MemoryConfig, postgres::PostgresConfig,
         redis::RedisConfig,
@@ -33,6 +34,8 @@ use crate::{
 pub struct Config {
     /// Where the gateway listens.
     pub server: ServerConfig,
+    /// Who somebody is.
+    pub auth: AuthConfig,
     /// What keeps the logs.
     pub broker: BrokerSection,
     /// Settings by namespace: the part of a channel's name before the first `:`.
@@ -78,6 +81,14 @@ pub struct ChannelConfig {
     /// How long they are kept.
     #[serde(with = "humantime_serde")]
     pub history_age: Option<Duration>,
+    /// Who may subscribe.
+    pub subscribe: Option<Access>,
+    /// Who may publish.
+    pub publish: Option<Access>,
+    /// Who may see who is there, and be seen.
+    pub presence: Option<Access>,
+    /// Who may read the log.
+    pub history: Option<Access>,
 }
 
 /// Events kept per channel where nothing else is said.
@@ -88,10 +99,14 @@ const HISTORY_AGE: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Config {
     fn default() -> Self {
-        let default =
-            ChannelConfig { history_events: Some(HISTORY_EVENTS), history_age: Some(HISTORY_AGE) };
+        let default = ChannelConfig {
+            history_events: Some(HISTORY_EVENTS),
+            history_age: Some(HISTORY_AGE),
+            ..ChannelConfig::default()
+        };
         Self {
             server: ServerConfig::default(),
+            auth: AuthConfig::default(),
             broker: BrokerSection::default(),
             channels: BTreeMap::from([(DEFAULT_NAMESPACE.to_owned(), default)]),
             dedup: DedupConfig::default(),
@@ -154,6 +169,21 @@ impl Config {
             self.channels.iter().map(|(name, c)| (name.clone(), retention(c))).collect();
         by_namespace.insert(RESERVED_NAMESPACE.to_owned(), self.cluster.retention());
         Retentions::new(retention(&default), by_namespace)
+    }
+
+    /// Who may do what in each namespace.
+    pub fn permissions(&self) -> Permissions {
+        let standard = Rules::standard(self.auth.is_development());
+        let over = |rules: Rules, channel: &ChannelConfig| Rules {
+            subscribe: channel.subscribe.unwrap_or(rules.subscribe),
+            publish: channel.publish.unwrap_or(rules.publish),
+            presence: channel.presence.unwrap_or(rules.presence),
+            history: channel.history.unwrap_or(rules.history),
+        };
+        let default = self.channels.get(DEFAULT_NAMESPACE).cloned().unwrap_or_default();
+        let default = over(standard, &default);
+        let named = self.channels.iter();
+        Permissions::new(default, named.map(|(name, c)| (name.clone(), over(default, c))).collect())
     }
 
     fn check(&self) -> Result<(), ConfigError> {

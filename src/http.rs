@@ -4,6 +4,7 @@
 //! The state they share is handles only. How sockets are accepted is [`accept`]'s business.
 
 pub mod accept;
+mod bearer;
 mod channels;
 mod error;
 mod events;

@@ -110,13 +110,14 @@ impl<L> Session<L> {
     pub fn check(&self, frame: &ClientFrame, limits: &LimitsConfig) -> Result<(), ServerFrame> {
         let refused = |code, message: String| Err(frame.refused(code, message));
         match frame {
-            ClientFrame::Pong => Ok(()),
+            ClientFrame::Pong | ClientFrame::Connect { token: Some(_), .. } => Ok(()),
             ClientFrame::History { limit: Some(0), .. } => {
                 refused(ErrorCode::Malformed, "a history's limit is 1 or more".to_owned())
             }
             ClientFrame::History { .. } => Ok(()),
             ClientFrame::Connect { .. } => {
-                let message = "connect is the first frame of a connection or none".to_owned();
+                let message =
+                    "connect is the first frame of a connection, or brings a new token".to_owned();
                 refused(ErrorCode::Malformed, message)
             }
             ClientFrame::Subscribe { state: Some(state), .. }

@@ -4,14 +4,21 @@ use std::{sync::Arc, time::Instant};
 
 use dashmap::{DashMap, mapref::entry::Entry};
 use serde_json::value::RawValue;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConnectionConfig, client::Client, requests};
+use super::{
+    ConnectionConfig,
+    client::{Client, Desk},
+    requests, welcome,
+};
 use crate::{
-    cluster::Cluster,
+    auth::{Auth, Identity, Verb},
+    cluster::{Claim, Cluster},
     node::Node,
-    protocol::{ClientFrame, ErrorCode, MemberId, ServerFrame, SessionId},
+    protocol::{
+        Channel, ClientFrame, ErrorCode, MemberId, ServerFrame, SessionId, frame::RequestId,
+    },
     session::LimitsConfig,
 };
 
@@ -20,6 +27,8 @@ use crate::{
 pub struct Floor {
     /// What the connections read from and publish to.
     pub node: Arc<Node>,
+    /// Who somebody is, and what they may do.
+    pub auth: Arc<Auth>,
     /// The other nodes, and who is where.
     pub cluster: Arc<Cluster>,
     /// Section `[connection]`.
@@ -36,12 +45,12 @@ impl Floor {
     /// A floor without connections.
     pub fn new(
         node: Arc<Node>,
-        cluster: Arc<Cluster>,
+        (auth, cluster): (Arc<Auth>, Arc<Cluster>),
         config: ConnectionConfig,
         limits: LimitsConfig,
         stopping: CancellationToken,
     ) -> Self {
-        Self { node, cluster, config, limits, stopping, sessions: DashMap::new() }
+        Self { node, auth, cluster, config, limits, stopping, sessions: DashMap::new() }
     }
 
     /// Performs what an SSE session asks for beside its stream, on whichever node that is: a frame or
@@ -68,9 +77,47 @@ impl Floor {
         Some(to_json(&replies))
     }
 
-    /// A session has come.
-    pub(super) fn enlist(&self, session: SessionId, client: &Arc<Client>) {
-        self.sessions.entry(MemberId::of(session)).or_default().push(Arc::clone(client));
+    /// Whether the rules and the client's rights allow what a frame asks for. What is not allowed is
+    /// refused before anything else is said about it.
+    pub(super) fn check(&self, desk: &Desk, frame: &ClientFrame) -> Result<(), ServerFrame> {
+        let nobody = Identity::default();
+        let identity = desk.identity.as_deref().unwrap_or(&nobody);
+        for (verb, channel) in needs(frame) {
+            if !self.auth.may(identity, verb, channel) {
+                let message = format!("you may not {} {channel}", verb.as_words());
+                return Err(frame.refused(ErrorCode::Forbidden, message));
+            }
+        }
+        desk.session.check(frame, &self.limits)
+    }
+
+    /// Welcomes a client of a known identity, with the session it had before or a new one.
+    pub(super) fn welcome(
+        &self,
+        client: &Arc<Client>,
+        (id, session, overlap): (Option<RequestId>, Option<SessionId>, bool),
+    ) {
+        if let Some(session) = session {
+            client.desk().session.resume(session);
+        }
+        self.enlist(client, session.is_some(), overlap);
+        let mut desk = client.desk();
+        let welcome = welcome(self, desk.session.id(), id);
+        client.send(&mut desk, &welcome);
+    }
+
+    /// Enters the session among those of this node. One that was elsewhere before leaves there.
+    pub(super) fn enlist(&self, client: &Arc<Client>, resumed: bool, overlap: bool) {
+        let session = {
+            let mut desk = client.desk();
+            desk.returning = resumed;
+            desk.claiming = resumed;
+            MemberId::of(desk.session.id())
+        };
+        self.sessions.entry(session).or_default().push(Arc::clone(client));
+        if resumed {
+            self.cluster.claim(Claim { session, connection: client.number, overlap });
+        }
     }
 
     /// A connection has gone.
@@ -98,7 +145,7 @@ impl Floor {
             let mut desk = client.desk();
             let (rate, burst) = (self.limits.frames_per_second, self.limits.frames_burst);
             if desk.allowance.take(Instant::now(), rate, burst) {
-                desk.session.check(&frame, &self.limits)
+                self.check(&desk, &frame)
             } else {
                 let message = format!("a session may send {rate} frames a second");
                 Err(frame.refused(ErrorCode::LimitExceeded, message))
@@ -107,6 +154,23 @@ impl Floor {
         match checked {
             Ok(()) => requests::perform(self, client, frame, false).await,
             Err(refusal) => Some(refusal),
+        }
+    }
+}
+
+/// What has to be allowed for a frame.
+fn needs(frame: &ClientFrame) -> SmallVec<[(Verb, &Channel); 2]> {
+    match frame {
+        ClientFrame::Subscribe { channel, presence, state, .. } => {
+            let shows = *presence || state.is_some();
+            let presence = shows.then_some((Verb::Presence, channel));
+            [(Verb::Subscribe, channel)].into_iter().chain(presence).collect()
+        }
+        ClientFrame::Publish { channel, .. } => smallvec![(Verb::Publish, channel)],
+        ClientFrame::Presence { channel, .. } => smallvec![(Verb::Presence, channel)],
+        ClientFrame::History { channel, .. } => smallvec![(Verb::History, channel)],
+        ClientFrame::Connect { .. } | ClientFrame::Unsubscribe { .. } | ClientFrame::Pong => {
+            SmallVec::new()
         }
     }
 }

@@ -9,11 +9,13 @@ use super::{
     sse_retry, welcome,
 };
 use crate::{
+    auth::{Identity, TokenError, Verb},
     broker::{BrokerError, Publication, Range},
     node::{Hold, LogEntry, Start, Tag},
     presence::audience::Watcher,
     protocol::{
-        Channel, ClientFrame, Data, ErrorCode, Position, PresenceNews, ServerFrame,
+        Channel, ClientFrame, CloseCode, Data, ErrorCode, Position, PresenceNews, ServerFrame,
+        SessionId, Token,
         frame::{Page, PageEvent, RequestId, ResetReason},
     },
     session::Subscription,
@@ -36,7 +38,8 @@ pub(super) async fn perform(
     to_stream: bool,
 ) -> Option<ServerFrame> {
     let reply = match request {
-        ClientFrame::Pong | ClientFrame::Connect { .. } => return None,
+        ClientFrame::Pong => return None,
+        ClientFrame::Connect { id, token, .. } => renew(floor, client, id, token).await,
         ClientFrame::Subscribe { .. } => return subscribe(floor, client, request, to_stream).await,
         ClientFrame::Unsubscribe { id, channel } => {
             let closed = client.desk().session.close(&channel);
@@ -46,7 +49,7 @@ pub(super) async fn perform(
                     entered.quit();
                 }
             }
-            ServerFrame::Unsubscribed { id, channel }
+            ServerFrame::Unsubscribed { id, channel, code: None }
         }
         ClientFrame::Presence { id, channel, state } => show(floor, client, id, channel, state),
         ClientFrame::Publish { id, channel, draft } => {
@@ -76,6 +79,76 @@ pub(super) async fn perform(
         }
     };
     deliver(client, reply, to_stream)
+}
+
+/// Takes a new token in the place of the one before.
+async fn renew(
+    floor: &Floor,
+    client: &Client,
+    id: Option<RequestId>,
+    token: Option<Token>,
+) -> ServerFrame {
+    let shown = token.as_ref().map_or("", Token::reveal);
+    let identity = match floor.auth.identify(shown).await {
+        Ok(identity) => identity,
+        Err(err) => return ServerFrame::Error { id, code: err.code(), message: err.to_string() },
+    };
+    let mut desk = client.desk();
+    if desk.user() != identity.user {
+        let message = "a session stays with its user: open another for this token".to_owned();
+        return ServerFrame::Error { id, code: ErrorCode::Unauthorised, message };
+    }
+    desk.identity = Some(Arc::clone(&identity));
+    take_away(floor, client, &mut desk, &identity);
+    let session = desk.session.id();
+    drop(desk);
+    // Its task watches when the token expires.
+    client.wake.notify_one();
+    welcome(floor, session, id)
+}
+
+/// Ends the subscriptions that somebody no longer may have.
+fn take_away(floor: &Floor, client: &Client, desk: &mut Desk, identity: &Identity) {
+    let may = |channel: &Channel| floor.auth.may(identity, Verb::Subscribe, channel);
+    let channels = desk.session.subscriptions().map(|s| s.channel.clone());
+    let lost: Vec<Channel> = channels.filter(|channel| !may(channel)).collect();
+    for channel in lost {
+        drop(desk.session.close(&channel));
+        client.node.metrics().subscriptions.dec();
+        let code = Some(ErrorCode::Forbidden);
+        client.send(desk, &ServerFrame::Unsubscribed { id: None, channel, code });
+    }
+}
+
+/// Finds out who a client is that says so in its first frame, and welcomes it.
+pub(super) async fn authenticate(
+    floor: &Floor,
+    client: &Arc<Client>,
+    (id, session, overlap): (Option<RequestId>, Option<SessionId>, bool),
+    token: Token,
+) {
+    match floor.auth.identify(token.reveal()).await {
+        Ok(identity) => {
+            if client.desk().take_identity(identity) {
+                floor.welcome(client, (id, session, overlap));
+            } else {
+                client.part(CloseCode::TryLater.into());
+            }
+        }
+        Err(err) => turn_away(client, id, err),
+    }
+}
+
+/// Says why a client's token does not count, and ends the connection.
+pub(super) fn turn_away(client: &Client, id: Option<RequestId>, err: TokenError) {
+    let code = match err {
+        TokenError::Expired => CloseCode::TokenExpired,
+        TokenError::KeysUnavailable => CloseCode::TryLater,
+        _ => CloseCode::Unauthorised,
+    };
+    let error = ServerFrame::Error { id, code: err.code(), message: err.to_string() };
+    client.send(&mut client.desk(), &error);
+    client.part(code.into());
 }
 
 /// Opens the channels an SSE client asked for, however long the broker is away: an EventSource that
@@ -284,7 +357,7 @@ fn still_welcome(desk: &Desk, request: &ClientFrame, floor: &Floor) -> Result<()
         let message = "the session's connection has ended".to_owned();
         return Err(request.refused(ErrorCode::SessionUnknown, message));
     }
-    desk.session.check(request, &floor.limits)
+    floor.check(desk, request)
 }
 
 /// Tells what was lost, and takes a seat: from here on nothing is missed, since what came in between

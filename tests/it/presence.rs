@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long a session may stay away in these tests.
-const GRACE: &str = "1500ms";
+const GRACE: &str = "4s";
 
 /// The embedded broker: one node.
 struct Memory;
