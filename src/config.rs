@@ -18,10 +18,11 @@ use crate::{
         BrokerKind, Retention, Retentions, memory::MemoryConfig, postgres::PostgresConfig,
         redis::RedisConfig,
     },
+    cluster::ClusterConfig,
     connection::ConnectionConfig,
     http::ServerConfig,
     node::{DedupConfig, NodeConfig},
-    protocol::channel::DEFAULT_NAMESPACE,
+    protocol::channel::{DEFAULT_NAMESPACE, RESERVED_NAMESPACE},
     session::LimitsConfig,
     telemetry::TelemetryConfig,
 };
@@ -40,6 +41,8 @@ pub struct Config {
     pub dedup: DedupConfig,
     /// This process among others.
     pub node: NodeConfig,
+    /// Who is where, and what the nodes tell each other.
+    pub cluster: ClusterConfig,
     /// How clients' connections are kept.
     pub connection: ConnectionConfig,
     /// How much a client or a publisher may ask for.
@@ -93,6 +96,7 @@ impl Default for Config {
             channels: BTreeMap::from([(DEFAULT_NAMESPACE.to_owned(), default)]),
             dedup: DedupConfig::default(),
             node: NodeConfig::default(),
+            cluster: ClusterConfig::default(),
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -146,8 +150,9 @@ impl Config {
             age: channel.history_age.or(default.history_age).unwrap_or(HISTORY_AGE),
             dedup: self.dedup.window,
         };
-        let by_namespace: HashMap<_, _> =
+        let mut by_namespace: HashMap<_, _> =
             self.channels.iter().map(|(name, c)| (name.clone(), retention(c))).collect();
+        by_namespace.insert(RESERVED_NAMESPACE.to_owned(), self.cluster.retention());
         Retentions::new(retention(&default), by_namespace)
     }
 
@@ -163,6 +168,7 @@ impl Config {
         at_least("server.body_timeout", self.server.body_timeout, second)?;
         at_least("node.head_check", self.node.head_check, Duration::from_millis(100))?;
         at_least("dedup.window", self.dedup.window, second)?;
+        at_least("cluster.node_timeout", self.cluster.node_timeout, second)?;
         for (key, value) in [
             ("limits.subscriptions", limits.subscriptions),
             ("limits.event_bytes", limits.event_bytes),

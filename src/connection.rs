@@ -7,6 +7,8 @@
 pub mod client;
 mod floor;
 mod heartbeat;
+mod link;
+mod orders;
 mod requests;
 pub mod socket;
 
@@ -21,22 +23,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use dashmap::mapref::entry::Entry;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
-pub use self::floor::Floor;
 pub(crate) use self::requests::{code_of, page};
 use self::{
     client::{Client, Due},
     heartbeat::{Beat, Heartbeat},
+    link::Link,
+    orders::Parting,
     socket::Socket,
 };
+pub use self::{floor::Floor, orders::obey};
 use crate::{
+    cluster::Claim,
     metrics::{CloseLabel, TransportLabel},
     protocol::{
-        Channel, ClientFrame, CloseCode, Position, ServerFrame, SessionId, WireFormat,
+        Channel, ClientFrame, CloseCode, MemberId, Position, ServerFrame, SessionId, WireFormat,
         rfc6455::{self, Decoder, Message},
     },
     session::Session,
@@ -95,6 +99,10 @@ pub struct StreamRequest {
     pub session: Option<SessionId>,
     /// The channels, each with the last position the client holds.
     pub channels: Vec<(Channel, Option<Position>)>,
+    /// Tell who is there, and who comes and goes.
+    pub presence: bool,
+    /// It moves by plan: the session's connection so far may go on for a while.
+    pub overlap: bool,
     /// With the envelope or without.
     pub format: WireFormat,
 }
@@ -152,28 +160,24 @@ impl Connection {
 
     /// An SSE stream whose head is written.
     pub fn sse(floor: Arc<Floor>, socket: Socket, request: StreamRequest) -> Self {
-        let StreamRequest { session, channels, format } = request;
-        let session = Session::new(session.unwrap_or_else(SessionId::generate));
-        let mut this = Self::new(floor, socket, format, session);
+        let StreamRequest { session, channels, presence, overlap, format } = request;
+        let id = session.unwrap_or_else(SessionId::generate);
+        let mut this = Self::new(floor, socket, format, Session::new(id));
+        this.enlist(session.is_some(), overlap);
         let (client, floor) = (Arc::clone(&this.client), Arc::clone(&this.floor));
         this.work = Some(Box::pin(async move {
-            requests::open_stream(&client, &floor, channels).await;
-            floor.streams.insert(client.desk().session.id(), Arc::clone(&client));
+            requests::open_stream(&client, &floor, (channels, presence)).await;
         }));
         this
     }
 
-    fn new(
-        floor: Arc<Floor>,
-        socket: Socket,
-        format: WireFormat,
-        session: Session<crate::node::Hold>,
-    ) -> Self {
+    fn new(floor: Arc<Floor>, socket: Socket, format: WireFormat, session: Session<Link>) -> Self {
         let label = transport(format);
         let metrics = floor.node.metrics();
         metrics.connections.get_or_create(&label).inc();
         let delivered = metrics.deliveries.get_or_create(&label).clone();
-        let client = Client::new(socket, format, Arc::clone(&floor.node), delivered, session);
+        let counted = (floor.cluster.next_number(), delivered);
+        let client = Client::new(socket, format, Arc::clone(&floor.node), counted, session);
         let heartbeat = Heartbeat::new(floor.config.heartbeat, floor.config.stall_timeout);
         Self {
             floor,
@@ -259,6 +263,7 @@ impl Connection {
                 self.work = Some(Box::pin(requests::catch_up(Arc::clone(&self.client), tag)));
             }
             Due::Gone => return Err(CloseCode::Normal),
+            Due::Parting(code) => return Err(code),
         }
         Ok(())
     }
@@ -324,23 +329,36 @@ impl Connection {
 
     /// Welcomes the client; whether its first frame asked for nothing else.
     fn greet(&self, first: &ClientFrame) -> bool {
-        let mut desk = self.client.desk();
-        let (id, is_connect) = match first {
-            ClientFrame::Connect { id, session } => {
-                if let Some(session) = session {
-                    desk.session.resume(*session);
-                }
-                (*id, true)
-            }
-            ClientFrame::Subscribe { .. }
-            | ClientFrame::Unsubscribe { .. }
-            | ClientFrame::Publish { .. }
-            | ClientFrame::History { .. }
-            | ClientFrame::Pong => (None, false),
+        let connect = match first {
+            ClientFrame::Connect { session, overlap, .. } => Some((*session, *overlap)),
+            _ => None,
         };
+        let (session, overlap) = connect.unwrap_or_default();
+        if let Some(session) = session {
+            self.client.desk().session.resume(session);
+        }
+        self.enlist(session.is_some(), overlap);
+        let mut desk = self.client.desk();
+        let id = first.id().filter(|_| connect.is_some());
         let welcome = welcome(&self.floor, desk.session.id(), id);
         self.client.send(&mut desk, &welcome);
-        is_connect
+        connect.is_some()
+    }
+
+    /// Enters the session among those of this node. One that was elsewhere before leaves there.
+    fn enlist(&self, resumed: bool, overlap: bool) {
+        let session = {
+            let mut desk = self.client.desk();
+            desk.returning = resumed;
+            desk.claiming = resumed;
+            desk.session.id()
+        };
+        self.floor.enlist(session, &self.client);
+        if resumed {
+            let connection = self.client.number;
+            let session = MemberId::of(session);
+            self.floor.cluster.claim(Claim { session, connection, overlap });
+        }
     }
 
     /// Begins with what the client asked for next, once it has read the answer before.
@@ -384,9 +402,11 @@ impl Connection {
 
     /// Says goodbye, gives everything back, and lets the client read what was written.
     async fn part(&mut self, code: CloseCode) {
+        // What is at hand goes out first: it need not be read again elsewhere.
+        let _ = self.client.write_due();
         self.give_back();
         if code != CloseCode::Normal {
-            let goodbye = ServerFrame::goodbye(code, self.pause_after(code));
+            let goodbye = self.goodbye(code);
             self.client.send(&mut self.client.desk(), &goodbye);
         }
         if self.decoder.is_some() {
@@ -398,13 +418,25 @@ impl Connection {
         debug!(code = code.number(), reason = code.as_str(), "connection closed");
     }
 
+    /// What a client is told before the connection ends.
+    fn goodbye(&self, code: CloseCode) -> ServerFrame {
+        let ordered = self.client.desk().parting().filter(|parting| parting.code == code).cloned();
+        let Parting { reconnect, reason, .. } = ordered.unwrap_or_else(|| code.into());
+        let reconnect = reconnect.unwrap_or_else(|| code.reconnect());
+        ServerFrame::Goodbye {
+            code: code.number(),
+            reason: reason.unwrap_or_else(|| code.as_str().into()),
+            reconnect,
+            after: if reconnect { self.pause_after(code) } else { 0 },
+        }
+    }
+
     /// The milliseconds a client is asked to wait before it comes back.
     fn pause_after(&self, code: CloseCode) -> u64 {
         let config = &self.floor.config;
         let most = match code {
             CloseCode::Draining => config.drain_spread,
-            _ if code.reconnect() => config.sse_retry,
-            _ => return 0,
+            _ => config.sse_retry,
         };
         rand::rng().random_range(LEAST_PAUSE..=most.max(LEAST_PAUSE)).as_millis() as u64
     }
@@ -418,11 +450,7 @@ impl Connection {
         let count = i64::try_from(subscriptions.len()).unwrap_or(i64::MAX);
         self.floor.node.metrics().subscriptions.dec_by(count);
         drop(subscriptions);
-        if let Entry::Occupied(stream) = self.floor.streams.entry(session)
-            && Arc::ptr_eq(stream.get(), &self.client)
-        {
-            stream.remove();
-        }
+        self.floor.strike(session, &self.client);
     }
 }
 
@@ -482,6 +510,7 @@ fn welcome(floor: &Floor, session: SessionId, id: Option<u64>) -> ServerFrame {
     ServerFrame::Welcome {
         id,
         session,
+        member: MemberId::of(session),
         node: Arc::clone(floor.node.name()),
         heartbeat: u64::try_from(floor.config.heartbeat.as_millis()).unwrap_or(u64::MAX),
         version: PROTOCOL_VERSION,

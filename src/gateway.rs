@@ -17,8 +17,9 @@ use crate::{
         postgres::PostgresBroker,
         redis::{RedisBroker, RedisConfigError},
     },
+    cluster::Cluster,
     config::Config,
-    connection::Floor,
+    connection::{self, Floor},
     http::{
         Edge, Gate,
         accept::{self, Patience, TlsError},
@@ -79,17 +80,21 @@ impl Gateway {
         let Self { config, lifecycle, listener, tls, node } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
-        let floor = Floor::new(node, config.connection, config.limits, stopping);
-        let draining = CancellationToken::new();
-        let connections = lifecycle.connections.clone();
-        let refused = floor.node.metrics().refused.clone();
+        let refused = node.metrics().refused.clone();
         let gate = Arc::new(Gate::new(config.server.limits.clone(), refused));
         let server = Arc::new(config.server);
+        let (cluster, orders) =
+            Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
+        let floor = Floor::new(node, cluster, config.connection, config.limits, stopping);
+        let floor = Arc::new(floor);
+        let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
+        lifecycle.connections.spawn("orders", obeying);
+        let draining = CancellationToken::new();
         let edge = Edge {
-            floor: Arc::new(floor),
+            floor,
             server: Arc::clone(&server),
             gate: Arc::clone(&gate),
-            connections,
+            connections: lifecycle.connections.clone(),
             draining: draining.clone(),
         };
         let stage = lifecycle.listening.clone();

@@ -11,6 +11,7 @@ mod gate;
 mod lend;
 mod ops;
 mod origin;
+mod presence;
 mod proxy;
 mod publish;
 mod pulse;
@@ -137,6 +138,8 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/publish/batch", post(publish::batch))
         .route("/api/channels", get(channels::list))
         .route("/api/channels/{channel}/history", get(channels::history))
+        .route("/api/channels/{channel}/presence", get(presence::list))
+        .route("/api/sessions/disconnect", post(presence::disconnect))
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(middleware::from_fn_with_state(edge.clone(), origin::guard));
     let for_operators = Router::new()

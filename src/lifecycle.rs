@@ -24,6 +24,8 @@ pub struct Lifecycle {
     pub listening: Stage,
     /// A task for each client.
     pub connections: Stage,
+    /// Telling the other nodes, to the end that the last client has gone.
+    pub cluster: Stage,
     /// What those lean on: the broker, the pump, the sweepers.
     pub background: Stage,
 }
@@ -37,6 +39,7 @@ impl Lifecycle {
         self.listening.stop.cancel();
         let mut abandoned = self.connections.finish(deadline).await;
         abandoned += self.listening.finish(deadline).await;
+        abandoned += self.cluster.finish(deadline).await;
         abandoned + self.background.finish(deadline).await
     }
 }

@@ -45,6 +45,10 @@ pub struct Metrics {
     pub subscriptions: Gauge,
     /// Channels this node listens to.
     pub channels: Gauge,
+    /// Members of all channels, on all nodes.
+    pub members: Gauge,
+    /// Frames about presence that went to clients.
+    pub presence_frames: Counter,
     /// Whether the broker can be reached.
     pub broker_up: Gauge,
 }
@@ -100,6 +104,9 @@ impl Metrics {
             resets: in_registry.counter("resets", "Subscribers told that they missed something"),
             subscriptions: in_registry.gauge("subscriptions", "Subscriptions of open connections"),
             channels: in_registry.gauge("channels", "Channels this node listens to"),
+            members: in_registry.gauge("members", "Members of all channels, on all nodes"),
+            presence_frames: in_registry
+                .counter("presence_frames", "Frames about presence that went to clients"),
             broker_up: in_registry.gauge("broker_up", "1 while the broker can be reached"),
             registry,
         }

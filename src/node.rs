@@ -3,6 +3,7 @@
 //! The node stands between clients and the broker. It knows channels, positions and entries; it
 //! knows no socket, no JSON and no token.
 
+pub mod follow;
 pub mod hub;
 pub mod log;
 mod reading;
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 pub use self::{
     hub::Hold,
-    log::{Batch, LogEntry, Read, Reader, Tag},
+    log::{Batch, ChannelLog, LogEntry, Read, Reader, Tag},
 };
 use self::{hub::Hub, log::RingLimits, reading::Reading};
 use crate::{
@@ -143,6 +144,11 @@ impl Node {
             };
         }
         receipts
+    }
+
+    /// Appends to one of the gateway's own logs. Not counted: it is nobody's event.
+    pub async fn note(&self, publication: Publication) -> bool {
+        self.broker.publish(vec![publication]).await.iter().all(Result::is_ok)
     }
 
     /// Opens a channel for a reader who holds `since`, and tells where it is to begin.

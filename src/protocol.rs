@@ -4,6 +4,7 @@
 //! broker. A value of one of these types is valid; whoever holds a [`Channel`] need not check it.
 //!
 //! In reading order: [`channel`], [`id`] and [`position`] name things, [`event`] is what travels,
+//! [`presence`] who is there,
 //! [`code`] and [`frame`] are what the two sides say, [`codec`] turns both into bytes, and
 //! [`rfc6455`] wraps bytes into WebSocket frames and back. The reference is protocol/PROTOCOL.md.
 
@@ -14,6 +15,7 @@ pub mod event;
 pub mod frame;
 pub mod id;
 pub mod position;
+pub mod presence;
 pub mod rfc6455;
 
 pub use channel::{Channel, ChannelError};
@@ -21,5 +23,6 @@ pub use code::{CloseCode, ErrorCode};
 pub use codec::WireFormat;
 pub use event::{Data, Draft, Event};
 pub use frame::{ClientFrame, FrameError, ServerFrame};
-pub use id::{EventName, MessageId, SessionId};
+pub use id::{EventName, MessageId, SessionId, UserId};
 pub use position::{Epoch, Position, Positions};
+pub use presence::{Left, Member, MemberId, PresenceNews};

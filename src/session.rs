@@ -22,6 +22,8 @@ pub struct LimitsConfig {
     pub subscriptions: usize,
     /// Bytes of one event's data.
     pub event_bytes: usize,
+    /// Bytes of the state that a session shows in a channel.
+    pub presence_bytes: usize,
     /// Bytes of one WebSocket message.
     pub frame_bytes: usize,
     /// Bytes of one HTTP request body.
@@ -41,6 +43,7 @@ impl Default for LimitsConfig {
         Self {
             subscriptions: 128,
             event_bytes: 256 << 10,
+            presence_bytes: 1024,
             frame_bytes: 320 << 10,
             body_bytes: 8 << 20,
             batch_events: 1000,
@@ -116,6 +119,14 @@ impl<L> Session<L> {
                 let message = "connect is the first frame of a connection or none".to_owned();
                 refused(ErrorCode::Malformed, message)
             }
+            ClientFrame::Subscribe { state: Some(state), .. }
+            | ClientFrame::Presence { state: Some(state), .. }
+                if limits.presence_bytes < state.len() =>
+            {
+                let (len, most) = (state.len(), limits.presence_bytes);
+                let message = format!("the state has {len} bytes, it may have {most}");
+                refused(ErrorCode::TooLarge, message)
+            }
             ClientFrame::Subscribe { channel, .. } => {
                 if self.reads(channel) {
                     let message = format!("this session is subscribed to {channel} already");
@@ -128,7 +139,7 @@ impl<L> Session<L> {
                 }
                 Ok(())
             }
-            ClientFrame::Unsubscribe { channel, .. } => {
+            ClientFrame::Unsubscribe { channel, .. } | ClientFrame::Presence { channel, .. } => {
                 if !self.reads(channel) {
                     let message = format!("this session is not subscribed to {channel}");
                     return refused(ErrorCode::NotSubscribed, message);
@@ -155,6 +166,16 @@ impl<L> Session<L> {
         self.subscriptions.push(Subscription { tag, channel, cursor, behind: true, link });
         self.names_channels |= 1 < self.subscriptions.len();
         tag
+    }
+
+    /// The subscription to a channel.
+    pub fn get(&mut self, channel: &Channel) -> Option<&mut Subscription<L>> {
+        self.subscriptions.iter_mut().find(|subscription| subscription.channel == *channel)
+    }
+
+    /// All that it reads.
+    pub fn subscriptions(&mut self) -> impl Iterator<Item = &mut Subscription<L>> {
+        self.subscriptions.iter_mut()
     }
 
     /// Ends reading a channel.

@@ -18,10 +18,15 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::socket::Socket;
+use super::{link::Link, orders::Parting, socket::Socket};
 use crate::{
-    node::{Batch, Hold, LogEntry, Node, Read, Reader, Tag},
-    protocol::{Position, Positions, ServerFrame, WireFormat, codec, frame::ResetReason},
+    cluster::Look,
+    node::{Batch, LogEntry, Node, Read, Reader, Tag},
+    presence::audience::{News, Watcher},
+    protocol::{
+        CloseCode, Data, MemberId, Position, Positions, ServerFrame, UserId, WireFormat, codec,
+        frame::ResetReason,
+    },
     session::{Allowance, Session, Subscription},
 };
 
@@ -37,15 +42,25 @@ pub struct Client {
     pub(super) format: WireFormat,
     pub(super) node: Arc<Node>,
     pub(super) wake: Notify,
+    /// Which of this node's connections it is.
+    pub(super) number: u64,
     delivered: Counter,
     desk: Mutex<Desk>,
 }
 
 /// What the fan-out and the task take turns at.
 pub(super) struct Desk {
-    pub(super) session: Session<Hold>,
+    pub(super) session: Session<Link>,
     /// How much the client may ask for.
     pub(super) allowance: Allowance,
+    /// The session had a connection before, and may be shown somewhere.
+    pub(super) returning: bool,
+    /// The nodes are being told that it has come here.
+    pub(super) claiming: bool,
+    /// Somebody said that the connection is to end.
+    parting: Option<Parting>,
+    /// Some onlooker has missed news.
+    stale: bool,
     /// The connection is over: nothing may be opened any more.
     closed: bool,
     /// Bytes the socket did not take: replies, and the rest of at most one event.
@@ -75,9 +90,29 @@ impl Desk {
 
     /// Takes everything back that was opened, and lets nothing be opened any more: a request that
     /// ends later finds it closed.
-    pub(super) fn close(&mut self) -> Vec<Subscription<Hold>> {
+    pub(super) fn close(&mut self) -> Vec<Subscription<Link>> {
         self.closed = true;
         self.session.close_all()
+    }
+
+    /// How the connection is to end, if somebody said so.
+    pub(super) fn parting(&self) -> Option<&Parting> {
+        self.parting.as_ref()
+    }
+
+    /// Whose session it is.
+    pub(super) fn user(&self) -> Option<UserId> {
+        None
+    }
+
+    /// The name by which others see the session.
+    pub(super) fn member(&self) -> MemberId {
+        MemberId::of(self.session.id())
+    }
+
+    /// How the session shows itself, with this state.
+    pub(super) fn look(&self, state: Option<Data>) -> Look {
+        Look { user: self.user(), info: None, state }
     }
 
     /// Whether the connection is over.
@@ -99,6 +134,8 @@ pub(super) enum Due {
     CatchUp(Tag),
     /// The client is gone.
     Gone,
+    /// The connection is to end.
+    Parting(CloseCode),
 }
 
 impl fmt::Debug for Client {
@@ -113,18 +150,23 @@ impl Client {
         socket: Socket,
         format: WireFormat,
         node: Arc<Node>,
-        delivered: Counter,
-        session: Session<Hold>,
+        (number, delivered): (u64, Counter),
+        session: Session<Link>,
     ) -> Self {
         let allowance = Allowance::full(Instant::now());
         let desk = Desk {
             session,
             allowance,
+            returning: false,
+            claiming: false,
+            parting: None,
+            stale: false,
             closed: false,
             rest: VecDeque::new(),
             flow: Flow::default(),
         };
-        Self { socket, format, node, wake: Notify::new(), delivered, desk: Mutex::new(desk) }
+        let wake = Notify::new();
+        Self { socket, format, node, wake, number, delivered, desk: Mutex::new(desk) }
     }
 
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -145,6 +187,32 @@ impl Client {
         desk.rest.push_back(bytes);
     }
 
+    /// Ends the connection.
+    pub(super) fn part(&self, parting: Parting) {
+        self.desk().parting.get_or_insert(parting);
+        self.wake.notify_one();
+    }
+
+    /// Shows the members of the channels whose news were missed.
+    fn show_anew(&self, desk: &mut Desk) {
+        desk.stale = false;
+        let mut frames = Vec::new();
+        for Subscription { channel, link, .. } in desk.session.subscriptions() {
+            let Some(onlooker) = link.onlooker.as_mut().filter(|onlooker| onlooker.stale) else {
+                continue;
+            };
+            onlooker.stale = false;
+            if let Some(view) = onlooker.watching.look() {
+                onlooker.number = view.number;
+                let news = Box::new(view.into());
+                frames.push(ServerFrame::Presence { channel: channel.clone(), news });
+            }
+        }
+        for frame in frames {
+            self.send(desk, &frame);
+        }
+    }
+
     /// The socket has room again.
     pub(super) fn has_room(&self) {
         self.desk().flow.full = false;
@@ -153,15 +221,22 @@ impl Client {
     /// Writes what is due, in pieces of [`WRITE_BUDGET`].
     pub(super) fn write_due(&self) -> Due {
         let mut desk = self.desk();
-        let mut far_behind = None;
+        if let Some(parting) = desk.parting.as_ref().filter(|_| !desk.closed) {
+            return Due::Parting(parting.code);
+        }
         if desk.flow.full {
             return Due::Blocked;
         }
+        let mut far_behind = None;
         for _ in 0..WRITES_IN_A_ROW {
             match self.flush(&mut desk) {
                 Ok(true) => {}
                 Ok(false) => return Due::Blocked,
                 Err(_) => return Due::Gone,
+            }
+            if desk.stale {
+                self.show_anew(&mut desk);
+                continue;
             }
             let Some(subscription) = desk.session.behind(far_behind) else {
                 return far_behind.map_or(Due::Nothing, Due::CatchUp);
@@ -299,7 +374,7 @@ impl Client {
         own.freeze()
     }
 
-    fn leave_to_task(&self, subscription: &mut Subscription<Hold>) {
+    fn leave_to_task(&self, subscription: &mut Subscription<Link>) {
         if !subscription.behind {
             subscription.behind = true;
             self.wake.notify_one();
@@ -340,6 +415,30 @@ impl Reader for Client {
     fn nudge(&self, tag: Tag) {
         if let Some(subscription) = self.desk().session.get_mut(tag) {
             self.leave_to_task(subscription);
+        }
+    }
+}
+
+impl Watcher for Client {
+    fn tell(&self, tag: Tag, news: &Arc<News>) {
+        let mut guard = self.desk();
+        let desk = &mut *guard;
+        let clear = desk.rest.is_empty() && !desk.flow.full;
+        let Some(subscription) = desk.session.get_mut(tag) else { return };
+        let Some(onlooker) = &mut subscription.link.onlooker else { return };
+        if news.number <= onlooker.number || onlooker.stale {
+            return;
+        }
+        if !clear {
+            onlooker.stale = true;
+            desk.stale = true;
+            return self.wake.notify_one();
+        }
+        onlooker.number = news.number;
+        self.node.metrics().presence_frames.inc();
+        desk.rest.push_back(news.encoded(self.format).clone());
+        if !matches!(self.flush(desk), Ok(true)) {
+            self.wake.notify_one();
         }
     }
 }

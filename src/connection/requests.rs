@@ -5,15 +5,18 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Floor,
     client::{Client, Desk},
+    link::{Link, Onlooker},
     sse_retry, welcome,
 };
 use crate::{
     broker::{BrokerError, Publication, Range},
     node::{Hold, LogEntry, Start, Tag},
+    presence::audience::Watcher,
     protocol::{
-        Channel, ClientFrame, ErrorCode, Position, ServerFrame,
+        Channel, ClientFrame, Data, ErrorCode, Position, PresenceNews, ServerFrame,
         frame::{Page, PageEvent, RequestId, ResetReason},
     },
+    session::Subscription,
 };
 
 /// Events that a client far behind is given from the broker's log in one go.
@@ -36,11 +39,16 @@ pub(super) async fn perform(
         ClientFrame::Pong | ClientFrame::Connect { .. } => return None,
         ClientFrame::Subscribe { .. } => return subscribe(floor, client, request, to_stream).await,
         ClientFrame::Unsubscribe { id, channel } => {
-            if client.desk().session.close(&channel).is_some() {
+            let closed = client.desk().session.close(&channel);
+            if let Some(subscription) = closed {
                 client.node.metrics().subscriptions.dec();
+                if let Some(entered) = subscription.link.entered {
+                    entered.quit();
+                }
             }
             ServerFrame::Unsubscribed { id, channel }
         }
+        ClientFrame::Presence { id, channel, state } => show(floor, client, id, channel, state),
         ClientFrame::Publish { id, channel, draft } => {
             let message_id = draft.id.clone();
             let receipts = client.node.publish(vec![Publication { channel, draft }]).await;
@@ -75,7 +83,7 @@ pub(super) async fn perform(
 pub(super) async fn open_stream(
     client: &Arc<Client>,
     floor: &Floor,
-    channels: Vec<(Channel, Option<Position>)>,
+    (channels, presence): (Vec<(Channel, Option<Position>)>, bool),
 ) {
     let mut opened = Vec::with_capacity(channels.len());
     for (channel, since) in channels {
@@ -87,6 +95,9 @@ pub(super) async fn open_stream(
         };
         opened.push((channel, hold, start));
     }
+    if presence || client.desk().returning {
+        floor.cluster.synced().await;
+    }
     let mut desk = client.desk();
     if desk.is_closed() {
         return;
@@ -94,12 +105,19 @@ pub(super) async fn open_stream(
     client.send_bytes(&mut desk, sse_retry(floor.config.sse_retry));
     let mut tags = Vec::with_capacity(opened.len());
     for (channel, hold, start) in opened {
-        tags.push((desk.session.open(channel, start.cursor, hold), start));
+        tags.push((desk.session.open(channel, start.cursor, Link::new(hold)), start));
         client.node.metrics().subscriptions.inc();
     }
     let session = desk.session.id();
     client.send(&mut desk, &welcome(floor, session, None));
     for (tag, start) in tags {
+        let news = presence.then(|| look_on(floor, client, &mut desk, tag)).flatten();
+        come_in(floor, &mut desk, tag, None);
+        if let Some((channel, news)) =
+            desk.session.get_mut(tag).map(|s| s.channel.clone()).zip(news)
+        {
+            client.send(&mut desk, &ServerFrame::Presence { channel, news });
+        }
         begin(client, &mut desk, tag, start);
     }
     drop(desk);
@@ -158,23 +176,29 @@ async fn subscribe(
     request: ClientFrame,
     to_stream: bool,
 ) -> Option<ServerFrame> {
-    let ClientFrame::Subscribe { id, ref channel, since } = request else { return None };
+    let ClientFrame::Subscribe { id, ref channel, since, presence, ref state } = request else {
+        return None;
+    };
     let (hold, start): (Hold, Start) = match client.node.attach(channel, since).await {
         Ok(attached) => attached,
         Err(err) => return deliver(client, refusal(id, &err), to_stream),
     };
+    if presence || client.desk().returning {
+        floor.cluster.synced().await;
+    }
     let mut desk = client.desk();
-    // While the broker was asked, a second request may have done the same, or the client have gone.
+    // While others were asked, a second request may have done the same, or the client have gone.
     if let Err(refusal) = still_welcome(&desk, &request, floor) {
         drop(desk);
         return deliver(client, refusal, to_stream);
     }
     let channel = channel.clone();
-    let position = start.head;
-    let recovered = start.recovered;
-    let reply = ServerFrame::Subscribed { id, channel: channel.clone(), position, recovered };
-    let tag = desk.session.open(channel, start.cursor, hold);
+    let (position, recovered) = (start.head, start.recovered);
+    let tag = desk.session.open(channel.clone(), start.cursor, Link::new(hold));
     client.node.metrics().subscriptions.inc();
+    let presence = presence.then(|| look_on(floor, client, &mut desk, tag)).flatten();
+    come_in(floor, &mut desk, tag, state.clone());
+    let reply = ServerFrame::Subscribed { id, channel, position, recovered, presence };
     let reply = if to_stream {
         client.send(&mut desk, &reply);
         None
@@ -185,6 +209,74 @@ async fn subscribe(
     drop(desk);
     client.wake.notify_one();
     reply
+}
+
+/// Has the client told who is in the channel from now on. Returns who is there now.
+fn look_on(
+    floor: &Floor,
+    client: &Arc<Client>,
+    desk: &mut Desk,
+    tag: Tag,
+) -> Option<Box<PresenceNews>> {
+    let watcher: Arc<dyn Watcher> = Arc::<Client>::clone(client);
+    let subscription = desk.session.get_mut(tag)?;
+    let (watching, view) = floor.cluster.watch(&subscription.channel, watcher, tag);
+    let number = view.number;
+    subscription.link.onlooker = Some(Onlooker { watching, number, stale: false });
+    Some(Box::new(view.into()))
+}
+
+/// Shows the session in the channel: with this state, or as it was shown there before. How that was
+/// is known for certain once the nodes have been told that the session has come here.
+fn come_in(floor: &Floor, desk: &mut Desk, tag: Tag, state: Option<Data>) {
+    if state.is_none() && desk.claiming {
+        return;
+    }
+    let (member, look) = (desk.member(), desk.look(state));
+    if let Some(subscription) = desk.session.get_mut(tag) {
+        subscription.link.entered = floor.cluster.enter(&subscription.channel, member, look);
+    }
+}
+
+/// The nodes have been told that the session has come here: it is shown where it was shown before.
+pub(super) fn settle(floor: &Floor, client: &Client) {
+    let mut desk = client.desk();
+    desk.claiming = false;
+    let (member, look) = (desk.member(), desk.look(None));
+    for Subscription { channel, link, .. } in desk.session.subscriptions() {
+        if link.entered.is_none() {
+            link.entered = floor.cluster.enter(channel, member, look.clone());
+        }
+    }
+}
+
+/// Shows a subscribed session in its channel, or takes it away.
+fn show(
+    floor: &Floor,
+    client: &Client,
+    id: Option<RequestId>,
+    channel: Channel,
+    state: Option<Data>,
+) -> ServerFrame {
+    let mut desk = client.desk();
+    let (member, look) = (desk.member(), desk.look(state.clone()));
+    if let Some(subscription) = desk.session.get(&channel) {
+        let entered = &mut subscription.link.entered;
+        match (entered.take(), state) {
+            (Some(shown), Some(state)) => {
+                shown.update(state);
+                *entered = Some(shown);
+            }
+            (Some(shown), None) => shown.quit(),
+            (None, Some(_)) => *entered = floor.cluster.enter(&channel, member, look),
+            (None, None) => {}
+        }
+        let session = entered.is_some().then_some(member);
+        return ServerFrame::Shown { id, channel, session };
+    }
+    // It was subscribed when the request was checked; a request beside it took that away.
+    let message = format!("this session is not subscribed to {channel}");
+    ServerFrame::Error { id, code: ErrorCode::NotSubscribed, message }
 }
 
 fn still_welcome(desk: &Desk, request: &ClientFrame, floor: &Floor) -> Result<(), ServerFrame> {
@@ -203,7 +295,7 @@ fn begin(client: &Arc<Client>, desk: &mut Desk, tag: Tag, start: Start) {
     }
     let reader = Arc::clone(client);
     if let Some(subscription) = desk.session.get_mut(tag) {
-        subscription.link.sit(reader, tag);
+        subscription.link.hold.sit(reader, tag);
     }
 }
 

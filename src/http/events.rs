@@ -4,7 +4,6 @@
 use std::{collections::HashSet, convert::Infallible, sync::Arc};
 
 use axum::{
-    Json,
     body::{Body, Bytes},
     extract::{Extension, Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header},
@@ -25,7 +24,7 @@ use crate::{
         Connection, StreamRequest,
         socket::{Pipe, Socket},
     },
-    protocol::{Channel, ClientFrame, ErrorCode, Positions, ServerFrame, SessionId, WireFormat},
+    protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat},
 };
 
 /// The head of a stream on HTTP/1: it ends when the connection does.
@@ -102,15 +101,18 @@ impl Drop for Tap {
 }
 
 /// Reads what a stream is asked for: `channel=` once for each, `since=` or `Last-Event-ID`,
-/// `session=`, `format=raw`.
+/// `session=`, `presence=1`, `overlap=1`, `format=raw`.
 fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest, ApiError> {
     let mut channels: Vec<Channel> = Vec::new();
     let (mut since, mut session, mut format) = (None, None, WireFormat::Sse);
+    let (mut presence, mut overlap) = (false, false);
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             "channel" => channels.push(refuse(ErrorCode::ChannelInvalid, value.parse())?),
             "since" => since = Some(refuse(ErrorCode::PositionInvalid, value.parse())?),
             "session" => session = Some(refuse(ErrorCode::SessionUnknown, value.parse())?),
+            "presence" => presence = value == "1",
+            "overlap" => overlap = value == "1",
             "format" if value == "raw" => format = WireFormat::SseRaw,
             "format" => {
                 let message = format!("format={value}: only raw is known, or leave it out");
@@ -147,7 +149,7 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
         (channel, position)
     };
     let channels = channels.into_iter().map(place).collect();
-    Ok(StreamRequest { session, channels, format })
+    Ok(StreamRequest { session, channels, presence, overlap, format })
 }
 
 fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, ApiError> {
@@ -162,63 +164,27 @@ pub(super) async fn ask(
 ) -> Result<Response, ApiError> {
     let Path(session) = path?;
     let session: SessionId = refuse(ErrorCode::SessionUnknown, session.parse())?;
-    let most = edge.floor.limits.batch_events;
+    let limits = &edge.floor.limits;
     let body = read_body(request, &edge).await?;
-    let text = refuse(ErrorCode::Malformed, std::str::from_utf8(&body))?;
-    if !text.trim_start().starts_with('[') {
-        let reply = match ClientFrame::parse(text) {
-            Ok(frame) => edge.floor.ask(session, frame).await.ok_or_else(|| gone(session))?,
-            Err(err) => Some(err.into()),
-        };
-        return Ok(
-            reply.map_or(StatusCode::NO_CONTENT.into_response(), |r| Json(r).into_response())
-        );
-    }
-    let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(text))?;
-    if most < frames.len() {
-        let message = format!("a list may have {most} frames");
-        return Err(ApiError::new(ErrorCode::TooMany, message));
-    }
-    let ask = |frame| edge.floor.ask(session, frame);
-    Ok(Json(answer_each(&frames, session, ask).await?).into_response())
-}
-
-/// Answers each frame in its place. A session that is gone halfway does not take back what was done
-/// for it; one that was not there to begin with is refused as a whole.
-async fn answer_each<F: Future<Output = Option<Option<ServerFrame>>>>(
-    frames: &[&RawValue],
-    session: SessionId,
-    mut ask: impl FnMut(ClientFrame) -> F,
-) -> Result<Vec<ServerFrame>, ApiError> {
-    let mut replies = Vec::with_capacity(frames.len());
-    let mut was_here = false;
-    for frame in frames {
-        let frame = match ClientFrame::parse(frame.get()) {
-            Ok(frame) => frame,
-            Err(err) => {
-                replies.push(err.into());
-                continue;
-            }
-        };
-        let number = frame.id();
-        match ask(frame).await {
-            Some(reply) => {
-                was_here = true;
-                replies.extend(reply);
-            }
-            None if !was_here => return Err(gone(session)),
-            None => {
-                let ApiError { code, message } = gone(session);
-                replies.push(ServerFrame::Error { id: number, code, message });
-            }
+    let text = refuse(ErrorCode::Malformed, String::from_utf8(body.into()))?;
+    if text.trim_start().starts_with('[') {
+        let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(&text))?;
+        if limits.batch_events < frames.len() {
+            let message = format!("a list may have {} frames", limits.batch_events);
+            return Err(ApiError::new(ErrorCode::TooMany, message));
         }
     }
-    Ok(replies)
-}
-
-fn gone(session: SessionId) -> ApiError {
-    let message = format!("session {session} has no stream open on this node");
-    ApiError::new(ErrorCode::SessionUnknown, message)
+    match edge.floor.ask(session, text).await {
+        None => {
+            let message = format!("session {session} has no stream open");
+            Err(ApiError::new(ErrorCode::SessionUnknown, message))
+        }
+        Some(replies) if replies.is_empty() => Ok(StatusCode::NO_CONTENT.into_response()),
+        Some(replies) => {
+            let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+            Ok((json, replies).into_response())
+        }
+    }
 }
 
 #[cfg(test)]
@@ -254,27 +220,5 @@ mod tests {
         assert_eq!(asked("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
         assert_eq!(asked("channel=a&channel=b&channel=c", "").unwrap_err(), ErrorCode::TooMany);
         assert!(asked("channel=a&channel=a&channel=b", "").is_ok());
-    }
-
-    #[tokio::test]
-    async fn what_was_done_is_answered_even_if_the_session_goes_halfway() {
-        let texts =
-            [r#"{"type":"pong","id":1}"#, "7", r#"{"type":"unsubscribe","id":3,"channel":"a"}"#];
-        let frames = texts.map(|text| serde_json::from_str::<&RawValue>(text).unwrap());
-        let session = SessionId::generate();
-        let mut asked = 0;
-        let replies = answer_each(&frames, session, |_| {
-            asked += 1;
-            std::future::ready((asked == 1).then_some(Some(ServerFrame::Ping)))
-        });
-        let replies = replies.await.unwrap();
-        let [ServerFrame::Ping, ServerFrame::Error { id: None, .. }, last] = &replies[..] else {
-            panic!("{replies:?}");
-        };
-        let told =
-            matches!(last, ServerFrame::Error { id: Some(3), code: ErrorCode::SessionUnknown, .. });
-        assert!(told, "{last:?}");
-        let unknown = answer_each(&frames, session, |_| std::future::ready(None)).await;
-        assert_eq!(unknown.unwrap_err().code, ErrorCode::SessionUnknown);
     }
 }

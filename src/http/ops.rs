@@ -22,6 +22,9 @@ pub(super) async fn ready(State(edge): State<Edge>) -> Response {
     let reason = match edge.floor.node.health() {
         _ if edge.draining.is_cancelled() => "the node is stopping".to_owned(),
         Health::Down { reason } => reason,
+        Health::Up if !edge.floor.cluster.is_synced() => {
+            "the node has not been told yet who is where".to_owned()
+        }
         Health::Up => return Json(json!({ "status": "ready", "node": node })).into_response(),
     };
     let body = Json(json!({ "status": "not ready", "node": node, "reason": reason }));

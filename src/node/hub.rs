@@ -96,7 +96,9 @@ impl Hub {
         let hold = Hold::new(Arc::clone(&room));
         if room.log.head().is_none() {
             let head = self.broker.subscribe(channel).await?;
-            self.metrics.channels.inc();
+            if !channel.is_reserved() {
+                self.metrics.channels.inc();
+            }
             self.follow_up(&room, room.log.open(head));
         }
         Ok(hold)
@@ -111,7 +113,7 @@ impl Hub {
             let _turn = self.turn(&channel).lock().await;
             if let Some((_, room)) = self.rooms.remove_if(&channel, |_, room| idle(room)) {
                 self.broker.unsubscribe(&channel).await;
-                if room.log.head().is_some() {
+                if room.log.head().is_some() && !channel.is_reserved() {
                     self.metrics.channels.dec();
                 }
             }
@@ -154,7 +156,8 @@ impl Hub {
 
     /// The open channels with the number of their readers here.
     pub fn occupied(&self) -> Vec<(Channel, usize)> {
-        self.rooms.iter().map(|room| (room.key().clone(), room.log.readers())).collect()
+        let open = self.rooms.iter().filter(|room| !room.key().is_reserved());
+        open.map(|room| (room.key().clone(), room.log.readers())).collect()
     }
 
     /// Whether an event was delivered before, under an earlier offset.
@@ -172,6 +175,9 @@ impl Hub {
     }
 
     fn is_repeat(&self, channel: &Channel, position: Position, event: &Event) -> bool {
+        if channel.is_reserved() {
+            return false;
+        }
         self.metrics.ingested.inc();
         let repeat = self.delivered.is_repeat(channel, position, event);
         if repeat {

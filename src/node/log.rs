@@ -76,6 +76,11 @@ impl LogEntry {
             .get_or_init(|| Encoded::event(&self.channel, self.position, &self.event, format))
     }
 
+    /// What happened.
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+
     /// Whether readers get to see it.
     pub fn is_shown(&self) -> bool {
         !self.repeat

@@ -15,7 +15,32 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 #[serde(transparent)]
 pub struct Channel(Arc<str>);
 
+/// The namespace of the gateway's own logs, which clients and publishers cannot name.
+pub const RESERVED_NAMESPACE: &str = "crossfade";
+
 impl Channel {
+    /// A channel as a broker has it: also one of the gateway's own.
+    ///
+    /// # Errors
+    /// When it is no channel name.
+    pub fn stored(raw: &str) -> Result<Self, ChannelError> {
+        if raw.is_empty() {
+            return Err(ChannelError::Empty);
+        }
+        if CHANNEL_LEN_MAX < raw.len() {
+            return Err(ChannelError::TooLong { len: raw.len() });
+        }
+        match raw.chars().find(|c| !is_channel_char(*c)) {
+            Some(found) => Err(ChannelError::Forbidden { found }),
+            None => Ok(Self(raw.into())),
+        }
+    }
+
+    /// Whether it is one of the gateway's own.
+    pub fn is_reserved(&self) -> bool {
+        self.namespace() == RESERVED_NAMESPACE
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -31,16 +56,8 @@ impl FromStr for Channel {
     type Err = ChannelError;
 
     fn from_str(raw: &str) -> Result<Self, ChannelError> {
-        if raw.is_empty() {
-            return Err(ChannelError::Empty);
-        }
-        if CHANNEL_LEN_MAX < raw.len() {
-            return Err(ChannelError::TooLong { len: raw.len() });
-        }
-        match raw.chars().find(|c| !is_channel_char(*c)) {
-            Some(found) => Err(ChannelError::Forbidden { found }),
-            None => Ok(Self(raw.into())),
-        }
+        let channel = Self::stored(raw)?;
+        if channel.is_reserved() { Err(ChannelError::Reserved) } else { Ok(channel) }
     }
 }
 
@@ -56,6 +73,9 @@ pub enum ChannelError {
         /// Its length in bytes.
         len: usize,
     },
+    /// In the namespace of the gateway's own.
+    #[error("the namespace {RESERVED_NAMESPACE} is the gateway's own: choose another")]
+    Reserved,
     /// A character outside the alphabet.
     #[error("{found:?} may not be in a channel name, only A-Z a-z 0-9 _ - . : / @ # =")]
     Forbidden {
@@ -77,8 +97,9 @@ impl fmt::Debug for Channel {
 }
 
 impl<'de> Deserialize<'de> for Channel {
+    /// Nodes and brokers pass channels on this way; what clients name is parsed.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        Self::stored(&String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 

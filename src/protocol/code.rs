@@ -142,13 +142,17 @@ pub enum CloseCode {
     TooSlow,
     /// More frames than the configured rate.
     RateLimited,
+    /// The API cut the client off.
+    Disconnected,
+    /// Another connection took the session over.
+    Moved,
     /// Nothing was heard for two heartbeats.
     Silent,
 }
 
 impl CloseCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Normal,
         Self::ProtocolError,
         Self::InvalidText,
@@ -159,6 +163,8 @@ impl CloseCode {
         Self::Draining,
         Self::TooSlow,
         Self::RateLimited,
+        Self::Disconnected,
+        Self::Moved,
         Self::Silent,
     ];
 
@@ -175,6 +181,8 @@ impl CloseCode {
             Self::Draining => 4003,
             Self::TooSlow => 4004,
             Self::RateLimited => 4005,
+            Self::Disconnected => 4006,
+            Self::Moved => 4007,
             Self::Silent => 4008,
         }
     }
@@ -192,6 +200,8 @@ impl CloseCode {
             Self::Draining => "draining",
             Self::TooSlow => "too slow",
             Self::RateLimited => "rate limited",
+            Self::Disconnected => "disconnected",
+            Self::Moved => "moved",
             Self::Silent => "silent",
         }
     }
@@ -207,7 +217,9 @@ impl CloseCode {
             | Self::InvalidText
             | Self::TooBig
             | Self::BadFrame
-            | Self::Unauthorised => false,
+            | Self::Unauthorised
+            | Self::Disconnected
+            | Self::Moved => false,
         }
     }
 }

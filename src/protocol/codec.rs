@@ -110,6 +110,8 @@ fn sse_name(frame: &ServerFrame) -> &'static str {
         ServerFrame::Welcome { .. } => "open",
         ServerFrame::Subscribed { .. } => "crossfade.subscribed",
         ServerFrame::Unsubscribed { .. } => "crossfade.unsubscribed",
+        ServerFrame::Presence { .. } => "crossfade.presence",
+        ServerFrame::Shown { .. } => "crossfade.shown",
         ServerFrame::Reset { .. } => "crossfade.reset",
         ServerFrame::Published { .. } => "crossfade.published",
         ServerFrame::History { .. } => "crossfade.history",

@@ -9,7 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    Channel, CloseCode, Data, Draft, ErrorCode, Event, EventName, MessageId, Position, SessionId,
+    Channel, Data, Draft, ErrorCode, Event, EventName, MemberId, MessageId, Position, PresenceNews,
+    SessionId,
 };
 
 /// The number a client gives a request; the reply repeats it.
@@ -24,6 +25,8 @@ pub enum ClientFrame {
         id: Option<RequestId>,
         /// The session it had before.
         session: Option<SessionId>,
+        /// It moves by plan: the session's connection so far may go on for a while.
+        overlap: bool,
     },
     /// Deliver this channel, from this position on or from now on.
     Subscribe {
@@ -33,6 +36,19 @@ pub enum ClientFrame {
         channel: Channel,
         /// The last position the client holds.
         since: Option<Position>,
+        /// Tell who is there, and who comes and goes.
+        presence: bool,
+        /// Show the session in the channel, with this.
+        state: Option<Data>,
+    },
+    /// Show the session in a channel, or no longer.
+    Presence {
+        /// Its number.
+        id: Option<RequestId>,
+        /// Where.
+        channel: Channel,
+        /// With this; none: no longer.
+        state: Option<Data>,
     },
     /// Deliver it no longer.
     Unsubscribe {
@@ -73,6 +89,7 @@ impl ClientFrame {
             | Self::Subscribe { id, .. }
             | Self::Unsubscribe { id, .. }
             | Self::Publish { id, .. }
+            | Self::Presence { id, .. }
             | Self::History { id, .. } => *id,
             Self::Pong => None,
         }
@@ -82,6 +99,7 @@ impl ClientFrame {
     pub fn refused(&self, code: ErrorCode, message: String) -> ServerFrame {
         ServerFrame::Error { id: self.id(), code, message }
     }
+
     /// Reads one frame.
     ///
     /// # Errors
@@ -129,6 +147,12 @@ struct Fields<'a> {
     name: Option<String>,
     message_id: Option<String>,
     limit: Option<usize>,
+    #[serde(default)]
+    overlap: bool,
+    #[serde(default)]
+    presence: bool,
+    #[serde(borrow, default, deserialize_with = "present")]
+    state: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
 }
@@ -152,11 +176,15 @@ impl Fields<'_> {
             "connect" => {
                 let session = self.session.as_deref().map(str::parse).transpose();
                 let session = session.map_err(because(ErrorCode::SessionUnknown))?;
-                Ok(ClientFrame::Connect { id, session })
+                Ok(ClientFrame::Connect { id, session, overlap: self.overlap })
             }
-            "subscribe" => {
-                Ok(ClientFrame::Subscribe { id, channel: self.channel()?, since: self.since()? })
-            }
+            "subscribe" => Ok(ClientFrame::Subscribe {
+                id,
+                channel: self.channel()?,
+                since: self.since()?,
+                presence: self.presence,
+                state: self.state.filter(|state| state.get() != "null").map(Data::from),
+            }),
             "unsubscribe" => Ok(ClientFrame::Unsubscribe { id, channel: self.channel()? }),
             "publish" => {
                 Ok(ClientFrame::Publish { id, channel: self.channel()?, draft: self.draft()? })
@@ -167,12 +195,17 @@ impl Fields<'_> {
                 since: self.since()?,
                 limit: self.limit,
             }),
+            "presence" => Ok(ClientFrame::Presence {
+                id,
+                channel: self.channel()?,
+                state: self.presence_state()?,
+            }),
             "pong" => Ok(ClientFrame::Pong),
             other => Err((
                 ErrorCode::UnknownType,
                 format!(
                     "no frame has the type {other:?}: \
-                     connect, subscribe, unsubscribe, publish, history and pong have"
+                     connect, subscribe, unsubscribe, publish, presence, history and pong have"
                 ),
             )),
         }
@@ -188,6 +221,18 @@ impl Fields<'_> {
     fn since(&self) -> Result<Option<Position>, Refusal> {
         let since = self.since.as_deref().map(str::parse).transpose();
         since.map_err(because(ErrorCode::PositionInvalid))
+    }
+
+    /// `null` takes the session away.
+    fn presence_state(&self) -> Result<Option<Data>, Refusal> {
+        match self.state {
+            None => {
+                let message = "presence needs \"state\": any JSON, or null to leave".to_owned();
+                Err((ErrorCode::Malformed, message))
+            }
+            Some(state) if state.get() == "null" => Ok(None),
+            Some(state) => Ok(Some(Data::from(state))),
+        }
     }
 
     fn draft(&self) -> Result<Draft, Refusal> {
@@ -230,8 +275,10 @@ pub enum ServerFrame {
         /// The connect frame's number.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<RequestId>,
-        /// To come back with.
+        /// To come back with. Who knows it can take the session over.
         session: SessionId,
+        /// By this name others see it.
+        member: MemberId,
         /// Which node this is.
         node: Arc<str>,
         /// Milliseconds between two pings; silence of twice that ends the connection.
@@ -250,6 +297,29 @@ pub enum ServerFrame {
         position: Position,
         /// Whether everything behind the `since` of the request follows.
         recovered: bool,
+        /// Who is there, if that was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(flatten)]
+        presence: Option<Box<PresenceNews>>,
+    },
+    /// Who is in a channel, or who came and went.
+    Presence {
+        /// Which channel.
+        channel: Channel,
+        /// What is told.
+        #[serde(flatten)]
+        news: Box<PresenceNews>,
+    },
+    /// The session shows itself in a channel, or no longer: the reply to a presence frame.
+    Shown {
+        /// The request's number.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        /// Which channel.
+        channel: Channel,
+        /// By which name; none when it left.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        session: Option<MemberId>,
     },
     /// The channel is delivered no longer.
     Unsubscribed {
@@ -294,7 +364,7 @@ pub enum ServerFrame {
         /// The close code.
         code: u16,
         /// In words.
-        reason: &'static str,
+        reason: Arc<str>,
         /// Whether to come back.
         reconnect: bool,
         /// After so many milliseconds.
@@ -312,18 +382,6 @@ pub enum ServerFrame {
         /// What is wrong and what would be right.
         message: String,
     },
-}
-
-impl ServerFrame {
-    /// The goodbye that goes with a close code.
-    pub fn goodbye(code: CloseCode, after_ms: u64) -> Self {
-        Self::Goodbye {
-            code: code.number(),
-            reason: code.as_str(),
-            reconnect: code.reconnect(),
-            after: after_ms,
-        }
-    }
 }
 
 impl From<FrameError> for ServerFrame {
@@ -403,6 +461,8 @@ mod tests {
             id: Some(2),
             channel: "orders:42".parse().unwrap(),
             since: Some("k3f9-17".parse().unwrap()),
+            presence: false,
+            state: None,
         };
         assert_eq!(frame, Ok(expected));
     }

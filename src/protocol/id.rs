@@ -34,6 +34,26 @@ impl FromStr for MessageId {
     }
 }
 
+/// A person or a service, as tokens name it: 1 to 128 bytes without control characters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct UserId(Arc<str>);
+
+impl UserId {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for UserId {
+    type Err = NameError;
+
+    fn from_str(raw: &str) -> Result<Self, NameError> {
+        check(raw, "user id", |c| !c.is_control()).map(Self)
+    }
+}
+
 /// What kind of event it is (`created`); the `event:` line of an SSE stream.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
@@ -137,7 +157,7 @@ macro_rules! reads_like_text {
         }
     )*};
 }
-reads_like_text!(MessageId, EventName, SessionId);
+reads_like_text!(MessageId, EventName, SessionId, UserId);
 
 macro_rules! parsed_when_read {
     ($($name:ty),*) => {$(
@@ -148,7 +168,7 @@ macro_rules! parsed_when_read {
         }
     )*};
 }
-parsed_when_read!(MessageId, EventName);
+parsed_when_read!(MessageId, EventName, UserId);
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ mod delivery;
 mod edge;
 mod layers;
 mod outage;
+mod presence;
 mod reference;
 mod resilience;
 mod shutdown;

@@ -1,7 +1,7 @@
 //! The promise under fire: readers are cut off and resumed at random, brokers and nodes are killed,
 //! and every acknowledged event arrives exactly once and in order at each reader.
 
-mod postgres;
+pub(crate) mod postgres;
 mod redis;
 
 use std::{

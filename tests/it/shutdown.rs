@@ -54,6 +54,8 @@ async fn while_it_stops_the_node_is_not_ready_and_what_was_acknowledged_was_deli
     for n in 0..100 {
         api.publish("news", n).await;
     }
+    // What has come up from the broker is delivered; the rest waits for the client at another node.
+    api.until_metric("crossfade_events_ingested_total", 100.0).await;
     gateway.begin_stop();
     for n in 0..100 {
         assert_eq!(ws.expect("event").await["data"], n);

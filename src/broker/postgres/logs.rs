@@ -39,7 +39,7 @@ pub(super) async fn heads(
     rows.iter()
         .map(|row| {
             let name: &str = row.try_get(0)?;
-            Ok((parsed(name)?, position(row.try_get(1)?, row.try_get(2)?)))
+            Ok((channel_of(name)?, position(row.try_get(1)?, row.try_get(2)?)))
         })
         .collect()
 }
@@ -111,7 +111,7 @@ pub(super) async fn trim(
             ],
         )
         .await?;
-    rows.iter().map(|row| parsed(row.try_get(0)?)).collect()
+    rows.iter().map(|row| channel_of(row.try_get(0)?)).collect()
 }
 
 fn event(row: &Row) -> Result<Option<(u64, Event)>, Trouble> {
@@ -124,6 +124,11 @@ fn event(row: &Row) -> Result<Option<(u64, Event)>, Trouble> {
         time: row.try_get::<_, i64>(6)?.cast_unsigned(),
     };
     Ok(Some((offset.cast_unsigned(), event)))
+}
+
+fn channel_of(name: &str) -> Result<Channel, Trouble> {
+    Channel::stored(name)
+        .map_err(|error| Trouble::Other(format!("a row no gateway wrote: {error}")))
 }
 
 /// Everything in the tables came through a check; what does not parse was put there by hand.

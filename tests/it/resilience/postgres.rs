@@ -3,14 +3,14 @@
 use super::{Store, each_node_is_killed_once, the_broker_is_killed_three_times};
 use crate::support::postgres::PrivatePostgres;
 
-struct Postgres {
+pub(crate) struct Postgres {
     server: PrivatePostgres,
     database: String,
 }
 
 impl Postgres {
-    async fn start() -> Self {
-        let server = PrivatePostgres::start(true).await;
+    pub(crate) async fn start(durable: bool) -> Self {
+        let server = PrivatePostgres::start(durable).await;
         let database = server.create_database().await;
         Self { server, database }
     }
@@ -33,10 +33,10 @@ impl Store for Postgres {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_server_is_killed() {
-    the_broker_is_killed_three_times(Postgres::start().await).await;
+    the_broker_is_killed_three_times(Postgres::start(true).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_are_killed() {
-    each_node_is_killed_once(Postgres::start().await).await;
+    each_node_is_killed_once(Postgres::start(true).await).await;
 }

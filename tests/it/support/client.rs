@@ -15,6 +15,13 @@ use tokio_tungstenite::{
 
 use super::eventually::soon;
 
+/// What a client is welcomed with.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub(crate) struct Welcome {
+    pub(crate) session: String,
+    pub(crate) member: String,
+}
+
 /// A WebSocket client.
 pub(crate) struct Ws {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -28,6 +35,18 @@ impl Ws {
     pub(crate) async fn try_open(addr: SocketAddr) -> Result<Self, tungstenite::Error> {
         let (stream, _) = connect_async(format!("ws://{addr}/ws")).await?;
         Ok(Self { stream })
+    }
+
+    /// Opens with a session: a new one, or that of a connection before.
+    pub(crate) async fn with_session(addr: SocketAddr, session: Option<&str>) -> (Self, Welcome) {
+        let mut ws = Self::open(addr).await;
+        let mut connect = json!({ "type": "connect", "id": 0 });
+        if let Some(session) = session {
+            connect["session"] = session.into();
+        }
+        ws.send(connect).await;
+        let welcome = soon("the welcome comes", ws.stream.next()).await.unwrap().unwrap();
+        (ws, serde_json::from_str(welcome.to_text().unwrap()).unwrap())
     }
 
     /// Subscribes and returns the `subscribed` frame.

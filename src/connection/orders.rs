@@ -1,0 +1,110 @@
+//! Doing what comes up from the cluster: parting from clients that went elsewhere or are to go, and
+//! answering for a stream what its client asked another node for.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+
+use super::{Floor, client::Client, requests};
+use crate::{
+    cluster::{Claim, Disconnect, Order},
+    lifecycle::Stage,
+    presence::NodeId,
+    protocol::{CloseCode, MemberId},
+};
+
+/// How long the connection that a session leaves by plan may go on.
+const OVERLAP: Duration = Duration::from_secs(10);
+
+/// How a client is parted from, other than by its own doing.
+#[derive(Clone, Debug)]
+pub(super) struct Parting {
+    pub(super) code: CloseCode,
+    /// Whether to come back, where that is not what the code says.
+    pub(super) reconnect: Option<bool>,
+    /// Why, where there is more to say than the code does.
+    pub(super) reason: Option<Arc<str>>,
+}
+
+impl From<CloseCode> for Parting {
+    fn from(code: CloseCode) -> Self {
+        Self { code, reconnect: None, reason: None }
+    }
+}
+
+/// Does what the cluster orders until it stops.
+pub async fn obey(floor: Arc<Floor>, mut orders: mpsc::Receiver<Order>, stage: Stage) {
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => order,
+            () = stage.stopping().cancelled() => return,
+        };
+        match order {
+            None => return,
+            Some(Order::Claimed { node, claim }) => let_go(&floor, node, claim, &stage),
+            Some(Order::Disconnect(whom)) => disconnect(&floor, &whom),
+            Some(Order::Asked { session, frames, asker }) => {
+                let floor = Arc::clone(&floor);
+                stage.spawn_client(async move {
+                    if let Some(replies) = floor.ask_here(session, &frames).await {
+                        floor.cluster.answer(asker, replies);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// The last claim wins. A connection whose own claim is still under way stands behind this one in the
+/// log, so it wins.
+fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
+    for client in floor.clients_of(claim.session) {
+        if node == floor.cluster.me() && client.number == claim.connection {
+            requests::settle(floor, &client);
+            continue;
+        }
+        if client.desk().claiming {
+            continue;
+        }
+        if !claim.overlap {
+            client.part(CloseCode::Moved.into());
+            continue;
+        }
+        let (client, stopping) = (Arc::downgrade(&client), stage.stopping().clone());
+        stage.spawn_client(async move {
+            let stopped = tokio::time::timeout(OVERLAP, stopping.cancelled()).await.is_ok();
+            if let Some(client) = client.upgrade().filter(|_| !stopped) {
+                client.part(CloseCode::Moved.into());
+            }
+        });
+    }
+}
+
+fn disconnect(floor: &Floor, whom: &Disconnect) {
+    let parting = Parting {
+        code: CloseCode::Disconnected,
+        reconnect: Some(whom.reconnect),
+        reason: whom.reason.clone(),
+    };
+    let clients = match (whom.session, &whom.user) {
+        (Some(session), _) => floor.clients_of(session),
+        (None, Some(user)) => {
+            floor.clients_where(|client| client.desk().user().as_ref() == Some(user))
+        }
+        (None, None) => Vec::new(),
+    };
+    for client in clients {
+        client.part(parting.clone());
+    }
+}
+
+impl Floor {
+    fn clients_of(&self, session: MemberId) -> Vec<Arc<Client>> {
+        self.sessions.get(&session).map(|clients| clients.to_vec()).unwrap_or_default()
+    }
+
+    fn clients_where(&self, matches: impl Fn(&Client) -> bool) -> Vec<Arc<Client>> {
+        let all = self.sessions.iter();
+        all.flat_map(|clients| clients.to_vec()).filter(|client| matches(client)).collect()
+    }
+}
