@@ -80,9 +80,6 @@ impl Gateway {
         let Self { config, lifecycle, listener, tls, node } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
-        let refused = node.metrics().refused.clone();
-        let gate = Arc::new(Gate::new(config.server.limits.clone(), refused));
-        let server = Arc::new(config.server);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
         let floor = Floor::new(node, cluster, config.connection, config.limits, stopping);
@@ -90,11 +87,15 @@ impl Gateway {
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
         let draining = CancellationToken::new();
+        let connections = lifecycle.connections.clone();
+        let refused = floor.node.metrics().refused.clone();
+        let gate = Arc::new(Gate::new(config.server.limits.clone(), refused));
+        let server = Arc::new(config.server);
         let edge = Edge {
             floor,
             server: Arc::clone(&server),
             gate: Arc::clone(&gate),
-            connections: lifecycle.connections.clone(),
+            connections,
             draining: draining.clone(),
         };
         let stage = lifecycle.listening.clone();

@@ -269,13 +269,7 @@ impl Refusal {
     /// that says when to come back and ends.
     pub(super) fn into_stream(self) -> Response {
         let after = u64::try_from(self.after.as_millis()).unwrap_or(u64::MAX);
-        let code = CloseCode::TryLater;
-        let goodbye = ServerFrame::Goodbye {
-            code: code.number(),
-            reason: code.as_str().into(),
-            reconnect: code.reconnect(),
-            after,
-        };
+        let goodbye = ServerFrame::goodbye(CloseCode::TryLater, after);
         let body = codec::control(&goodbye, WireFormat::Sse, None);
         let headers = [
             (header::CONTENT_TYPE, "text/event-stream"),

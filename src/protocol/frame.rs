@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    Channel, Data, Draft, ErrorCode, Event, EventName, MemberId, MessageId, Position, PresenceNews,
-    SessionId,
+    Channel, CloseCode, Data, Draft, ErrorCode, Event, EventName, MemberId, MessageId, Position,
+    PresenceNews, SessionId,
 };
 
 /// The number a client gives a request; the reply repeats it.
@@ -382,6 +382,18 @@ pub enum ServerFrame {
         /// What is wrong and what would be right.
         message: String,
     },
+}
+
+impl ServerFrame {
+    /// The goodbye that goes with a close code.
+    pub fn goodbye(code: CloseCode, after_ms: u64) -> Self {
+        Self::Goodbye {
+            code: code.number(),
+            reason: code.as_str().into(),
+            reconnect: code.reconnect(),
+            after: after_ms,
+        }
+    }
 }
 
 impl From<FrameError> for ServerFrame {
