@@ -154,11 +154,16 @@ impl Tail {
                 eprintln!("{channel}: events were missed and are gone ({reason})");
                 self.positions.insert(channel, frame.position);
             }
-            "goodbye" if frame.reconnect == Some(false) => {
+            // What it says counts more than the close code behind it, which may go either way.
+            "goodbye" => {
                 let (code, reason) = (frame.code.unwrap_or_default(), frame.reason);
-                return Err(parted(&code, &reason.unwrap_or_default()).into());
+                let reason = reason.unwrap_or_default();
+                if frame.reconnect == Some(false) {
+                    return Err(parted(&code, &reason).into());
+                }
+                self.pause = Duration::from_millis(frame.after.unwrap_or(0)).max(PAUSES.0);
+                bail!("the gateway says goodbye: {code} {reason}");
             }
-            "goodbye" => self.pause = Duration::from_millis(frame.after.unwrap_or(0)).max(PAUSES.0),
             "error" => {
                 let (code, message) = (frame.code.unwrap_or_default(), frame.message);
                 let message = message.unwrap_or_default();

@@ -136,6 +136,7 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
         ("/api/channels/a/history?since=x", "position_invalid"),
         ("/api/channels/a/history?limit=x", "malformed"),
         ("/api/channels/%ff/history", "malformed"),
+        ("/api/channels/%ff/presence", "malformed"),
         ("/ws", "malformed"),
     ] {
         let (status, answer) = api.get(path).await;
