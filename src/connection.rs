@@ -249,7 +249,8 @@ impl Connection {
                 () = stopping.cancelled() => CloseCode::Draining,
             };
         }
-        self.part(code).await;
+        // Boxed: it is needed once, and its room would be held all the time.
+        Box::pin(self.part(code)).await;
         code
     }
 

@@ -295,7 +295,8 @@ fn look_on(
     let subscription = desk.session.get_mut(tag)?;
     let (watching, view) = floor.cluster.watch(&subscription.channel, watcher, tag);
     let number = view.number;
-    subscription.link.onlooker = Some(Onlooker { watching, number, stale: false });
+    let onlooker = Onlooker { watching, number, stale: false };
+    subscription.link.onlooker = Some(Box::new(onlooker));
     Some(Box::new(view.into()))
 }
 
@@ -307,7 +308,8 @@ fn come_in(floor: &Floor, desk: &mut Desk, tag: Tag, state: Option<Data>) {
     }
     let (member, look) = (desk.member(), desk.look(state));
     if let Some(subscription) = desk.session.get_mut(tag) {
-        subscription.link.entered = floor.cluster.enter(&subscription.channel, member, look);
+        let entered = floor.cluster.enter(&subscription.channel, member, look);
+        subscription.link.entered = entered.map(Box::new);
     }
 }
 
@@ -318,7 +320,7 @@ pub(super) fn settle(floor: &Floor, client: &Client) {
     let (member, look) = (desk.member(), desk.look(None));
     for Subscription { channel, link, .. } in desk.session.subscriptions() {
         if link.entered.is_none() {
-            link.entered = floor.cluster.enter(channel, member, look.clone());
+            link.entered = floor.cluster.enter(channel, member, look.clone()).map(Box::new);
         }
     }
 }
@@ -341,7 +343,9 @@ fn show(
                 *entered = Some(shown);
             }
             (Some(shown), None) => shown.quit(),
-            (None, Some(_)) => *entered = floor.cluster.enter(&channel, member, look),
+            (None, Some(_)) => {
+                *entered = floor.cluster.enter(&channel, member, look).map(Box::new);
+            }
             (None, None) => {}
         }
         let session = entered.is_some().then_some(member);
