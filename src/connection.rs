@@ -211,7 +211,7 @@ impl Connection {
                     self.client.part(CloseCode::TryLater.into());
                 }
             }
-            Err(err) => requests::turn_away(&self.client, None, err),
+            Err(err) => requests::turn_away(&self.floor, &self.client, None, err),
         }
         self.expiry.watch(&self.client);
     }
@@ -410,7 +410,7 @@ impl Connection {
             let Some(frame) = desk.is_clear().then(|| inbound.waiting.pop_front()).flatten() else {
                 return;
             };
-            if let Err(refusal) = self.floor.check(&desk, &frame) {
+            if let Err(refusal) = self.floor.check(&mut desk, &frame) {
                 self.client.send(&mut desk, &refusal);
                 drop(desk);
                 // Nothing else may come to write it out.

@@ -36,6 +36,10 @@ pub struct LimitsConfig {
     pub frames_per_second: u32,
     /// Frames a client may send at once.
     pub frames_burst: u32,
+    /// Events a client may publish per second, on average.
+    pub publishes_per_second: u32,
+    /// Events a client may publish at once.
+    pub publishes_burst: u32,
 }
 
 impl Default for LimitsConfig {
@@ -50,6 +54,8 @@ impl Default for LimitsConfig {
             history_events: 1000,
             frames_per_second: 100,
             frames_burst: 200,
+            publishes_per_second: 50,
+            publishes_burst: 100,
         }
     }
 }

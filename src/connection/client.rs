@@ -58,6 +58,8 @@ pub(super) struct Desk {
     pub(super) admission: Option<Box<dyn Admit>>,
     /// How much the client may ask for.
     pub(super) allowance: Allowance,
+    /// How much it may publish.
+    pub(super) publishing: Allowance,
     /// The session had a connection before, and may be shown somewhere.
     pub(super) returning: bool,
     /// The nodes are being told that it has come here.
@@ -179,6 +181,7 @@ impl Client {
             identity: None,
             admission: None,
             allowance,
+            publishing: allowance,
             returning: false,
             claiming: false,
             parting: None,

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     auth::{Auth, Identity, Verb},
     cluster::{Claim, Cluster},
+    metrics::RefusedLabel,
     node::Node,
     protocol::{
         Channel, ClientFrame, ErrorCode, MemberId, ServerFrame, SessionId, frame::RequestId,
@@ -79,16 +80,30 @@ impl Floor {
 
     /// Whether the rules and the client's rights allow what a frame asks for. What is not allowed is
     /// refused before anything else is said about it.
-    pub(super) fn check(&self, desk: &Desk, frame: &ClientFrame) -> Result<(), ServerFrame> {
+    pub(super) fn check(&self, desk: &mut Desk, frame: &ClientFrame) -> Result<(), ServerFrame> {
         let nobody = Identity::default();
         let identity = desk.identity.as_deref().unwrap_or(&nobody);
         for (verb, channel) in needs(frame) {
             if !self.auth.may(identity, verb, channel) {
+                self.count_refused("forbidden");
                 let message = format!("you may not {} {channel}", verb.as_words());
                 return Err(frame.refused(ErrorCode::Forbidden, message));
             }
         }
-        desk.session.check(frame, &self.limits)
+        desk.session.check(frame, &self.limits)?;
+        let (rate, burst) = (self.limits.publishes_per_second, self.limits.publishes_burst);
+        let publishes = matches!(frame, ClientFrame::Publish { .. });
+        if publishes && !desk.publishing.take(Instant::now(), rate, burst) {
+            self.count_refused("publishes");
+            let message = format!("a session may publish {rate} events a second: wait a moment");
+            return Err(frame.refused(ErrorCode::LimitExceeded, message));
+        }
+        Ok(())
+    }
+
+    /// Counts somebody who was refused something.
+    pub fn count_refused(&self, reason: &'static str) {
+        self.node.metrics().refused.get_or_create(&RefusedLabel { reason }).inc();
     }
 
     /// Welcomes a client of a known identity, with the session it had before or a new one.
@@ -145,8 +160,9 @@ impl Floor {
             let mut desk = client.desk();
             let (rate, burst) = (self.limits.frames_per_second, self.limits.frames_burst);
             if desk.allowance.take(Instant::now(), rate, burst) {
-                self.check(&desk, &frame)
+                self.check(&mut desk, &frame)
             } else {
+                self.count_refused("frames");
                 let message = format!("a session may send {rate} frames a second");
                 Err(frame.refused(ErrorCode::LimitExceeded, message))
             }

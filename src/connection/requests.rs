@@ -135,12 +135,13 @@ pub(super) async fn authenticate(
                 client.part(CloseCode::TryLater.into());
             }
         }
-        Err(err) => turn_away(client, id, err),
+        Err(err) => turn_away(floor, client, id, err),
     }
 }
 
 /// Says why a client's token does not count, and ends the connection.
-pub(super) fn turn_away(client: &Client, id: Option<RequestId>, err: TokenError) {
+pub(super) fn turn_away(floor: &Floor, client: &Client, id: Option<RequestId>, err: TokenError) {
+    floor.count_refused("token");
     let code = match err {
         TokenError::Expired => CloseCode::TokenExpired,
         TokenError::KeysUnavailable => CloseCode::TryLater,
@@ -261,7 +262,7 @@ async fn subscribe(
     }
     let mut desk = client.desk();
     // While others were asked, a second request may have done the same, or the client have gone.
-    if let Err(refusal) = still_welcome(&desk, &request, floor) {
+    if let Err(refusal) = still_welcome(&mut desk, &request, floor) {
         drop(desk);
         return deliver(client, refusal, to_stream);
     }
@@ -356,7 +357,7 @@ fn show(
     ServerFrame::Error { id, code: ErrorCode::NotSubscribed, message }
 }
 
-fn still_welcome(desk: &Desk, request: &ClientFrame, floor: &Floor) -> Result<(), ServerFrame> {
+fn still_welcome(desk: &mut Desk, request: &ClientFrame, floor: &Floor) -> Result<(), ServerFrame> {
     if desk.is_closed() {
         let message = "the session's connection has ended".to_owned();
         return Err(request.refused(ErrorCode::SessionUnknown, message));

@@ -33,6 +33,7 @@ impl Edge {
         identity: Option<Arc<Identity>>,
     ) -> Result<Arc<Identity>, ApiError> {
         identity.ok_or_else(|| {
+            self.floor.count_refused("nobody");
             let message = "say who you are: Authorization: Bearer, and a token or an API key";
             ApiError::new(ErrorCode::Unauthorised, message)
         })
@@ -45,7 +46,10 @@ impl Edge {
     ) -> Result<Option<Arc<Identity>>, TokenError> {
         match presented(headers, query) {
             None => Ok(self.floor.auth.anonymous()),
-            Some(presented) => self.floor.auth.identify(&presented).await.map(Some),
+            Some(presented) => {
+                let identified = self.floor.auth.identify(&presented).await;
+                identified.map(Some).inspect_err(|_| self.floor.count_refused("token"))
+            }
         }
     }
 
@@ -59,6 +63,7 @@ impl Edge {
         if self.floor.auth.may(identity, verb, channel) {
             return Ok(());
         }
+        self.floor.count_refused("forbidden");
         let message = format!("you may not {} {channel}", verb.as_words());
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }
@@ -68,6 +73,7 @@ impl Edge {
         if self.floor.auth.operates(identity, scope) {
             return Ok(());
         }
+        self.floor.count_refused("forbidden");
         let message = format!("that takes an API key with the scope {}", scope.as_str());
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }

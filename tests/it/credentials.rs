@@ -225,6 +225,32 @@ async fn a_token_is_renewed_in_place_and_parted_from_when_it_is_not() {
 }
 
 #[tokio::test]
+async fn a_client_may_publish_so_much_on_either_transport() {
+    let gateway = TestGateway::with(|config| {
+        config.limits.publishes_per_second = 1;
+        config.limits.publishes_burst = 2;
+    })
+    .await;
+    let mut ws = Ws::open(gateway.addr).await;
+    let publish = json!({"type": "publish", "id": 1, "channel": "news", "data": 1});
+    for _ in 0..2 {
+        ws.send(publish.clone()).await;
+        ws.expect("published").await;
+    }
+    ws.send(publish.clone()).await;
+    assert_eq!(ws.expect("error").await["code"], "limit_exceeded");
+
+    let api = Api::of(gateway.addr);
+    let mut sse = Sse::try_open(gateway.addr, "channel=news", None).await.unwrap();
+    let session = sse.next().await.json()["session"].as_str().unwrap().to_owned();
+    let frames = json!([publish, publish, publish]);
+    let (_, replies, _) = api.post(&format!("/events/{session}"), frames).await;
+    let kinds: Vec<_> = replies.as_array().unwrap().iter().map(|r| r["type"].clone()).collect();
+    assert_eq!(kinds, ["published", "published", "error"]);
+    assert_eq!(api.metric("crossfade_refused_total{reason=\"publishes\"}").await, 2.0);
+}
+
+#[tokio::test]
 async fn a_user_may_have_so_many_clients() {
     let gateway = TestGateway::with(|config| {
         strict(config);
