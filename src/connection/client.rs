@@ -22,6 +22,7 @@ use super::{Admit, link::Link, orders::Parting, socket::Socket};
 use crate::{
     auth::Identity,
     cluster::Look,
+    lifecycle,
     node::{Batch, LogEntry, Node, Read, Reader, Tag},
     presence::audience::{News, Watcher},
     protocol::{
@@ -45,6 +46,8 @@ pub struct Client {
     pub(super) wake: Notify,
     /// Which of this node's connections it is.
     pub(super) number: u64,
+    /// When it came, in milliseconds since 1970.
+    pub(super) arrived: u64,
     delivered: Counter,
     desk: Mutex<Desk>,
 }
@@ -191,7 +194,8 @@ impl Client {
             flow: Flow::default(),
         };
         let wake = Notify::new();
-        Self { socket, format, node, wake, number, delivered, desk: Mutex::new(desk) }
+        let arrived = lifecycle::unix_ms();
+        Self { socket, format, node, wake, number, arrived, delivered, desk: Mutex::new(desk) }
     }
 
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {

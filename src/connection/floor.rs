@@ -131,7 +131,8 @@ impl Floor {
         };
         self.sessions.entry(session).or_default().push(Arc::clone(client));
         if resumed {
-            self.cluster.claim(Claim { session, connection: client.number, overlap });
+            let (connection, at) = (client.number, client.arrived);
+            self.cluster.claim(Claim { session, connection, at, overlap });
         }
     }
 
