@@ -107,11 +107,21 @@ async fn renew(
     welcome(floor, session, id)
 }
 
-/// Ends the subscriptions that somebody no longer may have.
+/// Ends the subscriptions, and the part in presence, that somebody no longer may have.
 fn take_away(floor: &Floor, client: &Client, desk: &mut Desk, identity: &Identity) {
-    let may = |channel: &Channel| floor.auth.may(identity, Verb::Subscribe, channel);
-    let channels = desk.session.subscriptions().map(|s| s.channel.clone());
-    let lost: Vec<Channel> = channels.filter(|channel| !may(channel)).collect();
+    let may = |verb, channel: &Channel| floor.auth.may(identity, verb, channel);
+    let mut lost = Vec::new();
+    for Subscription { channel, link, .. } in desk.session.subscriptions() {
+        if !may(Verb::Subscribe, channel) {
+            lost.push(channel.clone());
+        }
+        if !may(Verb::Presence, channel) {
+            link.onlooker = None;
+            if let Some(entered) = link.entered.take() {
+                entered.quit();
+            }
+        }
+    }
     for channel in lost {
         drop(desk.session.close(&channel));
         client.node.metrics().subscriptions.dec();

@@ -225,6 +225,37 @@ async fn a_token_is_renewed_in_place_and_parted_from_when_it_is_not() {
 }
 
 #[tokio::test]
+async fn a_new_token_that_allows_less_takes_away_what_it_does_not_allow() {
+    use crossfade::auth::Access;
+    let gateway = TestGateway::with(|config| {
+        strict(config);
+        let default = config.channels.entry("default".to_owned()).or_default();
+        default.subscribe = Some(Access::Token);
+        default.presence = Some(Access::Token);
+    })
+    .await;
+    let token = |pattern: &str| {
+        let verbs = vec![Verb::Subscribe, Verb::Publish, Verb::Presence];
+        let grant = Grant { pattern: pattern.parse().unwrap(), verbs };
+        sign(&Claims { channels: vec![grant], ..ann("*") }, "HS256", SECRET, None)
+    };
+    let mut ws = Ws::open(gateway.addr).await;
+    ws.send(json!({"type": "connect", "token": token("*")})).await;
+    for channel in ["a", "b"] {
+        ws.send(json!({"type": "subscribe", "channel": channel, "state": 1})).await;
+        ws.expect("subscribed").await;
+    }
+    ws.send(json!({"type": "connect", "token": token("b")})).await;
+    let taken = ws.expect("unsubscribed").await;
+    assert_eq!((&taken["channel"], &taken["code"]), (&json!("a"), &json!("forbidden")));
+    ws.send(json!({"type": "publish", "id": 1, "channel": "a", "data": 1})).await;
+    assert_eq!(ws.expect("error").await["code"], "forbidden");
+    ws.send(json!({"type": "publish", "id": 2, "channel": "b", "data": 2})).await;
+    let (first, second) = (ws.next().await, ws.next().await);
+    assert!([&first, &second].iter().any(|frame| frame["type"] == "event"), "{first} {second}");
+}
+
+#[tokio::test]
 async fn a_client_may_publish_so_much_on_either_transport() {
     let gateway = TestGateway::with(|config| {
         config.limits.publishes_per_second = 1;
