@@ -145,7 +145,14 @@ impl Config {
     pub fn parse(text: &str, vars: &Vars) -> Result<Self, ConfigError> {
         let mut table: Table = text.parse().map_err(|err: toml::de::Error| ConfigError {
             key: "config.toml".to_owned(),
-            reason: err.to_string().trim_end().to_owned(),
+            // The line itself may hold a secret.
+            reason: match err.span() {
+                Some(span) => {
+                    let line = text[..span.start.min(text.len())].lines().count().max(1);
+                    format!("line {line}: {}", err.message())
+                }
+                None => err.message().to_owned(),
+            },
             remedy: "mend the file at that line".to_owned(),
         })?;
         for (name, value) in &vars.0 {
@@ -266,13 +273,28 @@ impl fmt::Display for ConfigError {
 
 impl ConfigError {
     fn of_value(err: &serde_path_to_error::Error<toml::de::Error>) -> Self {
-        let reason = err.inner().message().to_owned();
+        let key = err.path().to_string();
+        let mut reason = err.inner().message().to_owned();
+        // What stands there may be a secret.
+        if key.starts_with("auth") || key.contains("url") {
+            reason = without_quoted(&reason);
+        }
         let remedy = if reason.starts_with("unknown field") {
             "take the key out or write it as config.toml in the repository does"
         } else {
             "config.toml in the repository states every key with its default"
         };
-        Self { key: err.path().to_string(), reason, remedy: remedy.to_owned() }
+        Self { key, reason, remedy: remedy.to_owned() }
+    }
+}
+
+/// A sentence without the text in double quotes that serde puts into it.
+fn without_quoted(reason: &str) -> String {
+    match (reason.find('"'), reason.rfind('"')) {
+        (Some(first), Some(last)) if first < last => {
+            format!("{}(what stands there){}", &reason[..first], &reason[last + 1..])
+        }
+        _ => reason.to_owned(),
     }
 }
 

@@ -271,7 +271,11 @@ impl Connection {
                 end = self.expiry.next() => Step::Expiry(end),
             };
             let done = match step {
-                Step::Write => Ok(()),
+                Step::Write => {
+                    // A stream's token is renewed beside it.
+                    self.expiry.watch(&self.client);
+                    Ok(())
+                }
                 Step::Room => {
                     self.client.has_room();
                     Ok(())

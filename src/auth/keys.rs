@@ -13,9 +13,10 @@ use std::{
 
 use jsonwebtoken::{
     Algorithm, DecodingKey,
-    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm as JwkAlgorithm},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm as JwkAlgorithm, PublicKeyUse},
 };
 use parking_lot::Mutex;
+use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
@@ -30,6 +31,12 @@ const LIST_BYTES: usize = 256 << 10;
 
 /// Bytes of an HS256 secret, by RFC 7518.
 const SECRET_BYTES: usize = 32;
+
+/// What a provider publishes.
+#[derive(Deserialize)]
+struct List {
+    keys: Vec<serde_json::Value>,
+}
 
 /// A key and what it is for.
 #[derive(Clone)]
@@ -100,13 +107,19 @@ impl Published {
     fn new(config: &JwksConfig) -> Result<Self, AuthError> {
         let wrong = |reason: String| AuthError { key: "auth.jwks.url".to_owned(), reason };
         let url: reqwest::Url = config.url.parse().map_err(|err| wrong(format!("{err}")))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(wrong("it must not hold a password: addresses are shown".to_owned()));
+        }
         let here = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
         if url.scheme() != "https" && !(url.scheme() == "http" && here) {
             return Err(wrong("keys have to come over https, or from this machine".to_owned()));
         }
         // Needed once per process; a second installation changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().timeout(config.timeout).build();
+        let http = reqwest::Client::builder()
+            .timeout(config.timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .build();
         let http = http.map_err(|err| wrong(err.to_string()))?;
         let fetching = tokio::sync::Mutex::default();
         Ok(Self { config: config.clone(), http, fetched: Mutex::default(), fetching })
@@ -147,7 +160,10 @@ impl Published {
             self.fetched.lock().tried = tried;
             return;
         }
-        match self.list().await {
+        let list = self.list().await;
+        // Who waited meanwhile must not fetch once more.
+        self.fetched.lock().tried = Some(Instant::now());
+        match list {
             Ok(keys) => {
                 debug!(keys = keys.len(), "fetched the published keys");
                 let mut fetched = self.fetched.lock();
@@ -155,7 +171,7 @@ impl Published {
                 fetched.at = Some(Instant::now());
             }
             Err(reason) => warn!(
-                url = %self.config.url, %reason,
+                %reason,
                 "the published keys cannot be fetched: those of the last time count for auth.jwks.keep"
             ),
         }
@@ -172,8 +188,10 @@ impl Published {
                 return Err(format!("the list has more than {LIST_BYTES} bytes"));
             }
         }
-        let set: JwkSet = serde_json::from_slice(&body).map_err(|err| err.to_string())?;
-        Ok(set.keys.iter().filter_map(published_key).collect())
+        let list: List = serde_json::from_slice(&body).map_err(|err| err.to_string())?;
+        // One that is not understood is another's.
+        let known = list.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok());
+        Ok(known.filter_map(|key: Jwk| published_key(&key)).collect())
     }
 }
 
@@ -194,6 +212,9 @@ async fn keep_fresh(published: Arc<Published>, stage: Stage) {
 
 /// A published key, if it is of a kind that we verify with.
 fn published_key(jwk: &Jwk) -> Option<Key> {
+    if matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption)) {
+        return None;
+    }
     let algorithm = match (&jwk.algorithm, jwk.common.key_algorithm) {
         (AlgorithmParameters::RSA(_), None | Some(JwkAlgorithm::RS256)) => Algorithm::RS256,
         (AlgorithmParameters::EllipticCurve(curve), None | Some(JwkAlgorithm::ES256))

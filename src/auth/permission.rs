@@ -99,7 +99,9 @@ impl Permissions {
         if identity.has(if verb == Verb::Publish { Scope::Publish } else { Scope::Read }) {
             return true;
         }
-        let owner = channel.as_str().rsplit_once('#').map(|(_, owner)| owner);
+        // With a second # it would be unclear whose it is: then it is nobody's.
+        let owner = channel.as_str().split_once('#').map(|(_, owner)| owner);
+        let owner = owner.map(|owner| if owner.contains('#') { "" } else { owner });
         let owns = owner.is_some() && owner == identity.user.as_ref().map(|user| user.as_str());
         if owner.is_some() && !owns {
             return false;
@@ -170,6 +172,10 @@ mod tests {
             for verb in [Verb::Subscribe, Verb::Publish, Verb::Presence, Verb::History] {
                 assert!(!permissions.allow(&other, verb, &inbox));
             }
+        }
+        let unclear = "inbox:#a#42".parse().unwrap();
+        for user in ["42", "a#42", "a"] {
+            assert!(!permissions.allow(&identity(Some(user), None), Verb::Subscribe, &unclear));
         }
         let strict = Permissions::new(Rules::standard(false), HashMap::new());
         assert!(strict.allow(&identity(Some("42"), None), Verb::History, &inbox));

@@ -1,6 +1,9 @@
 //! What all connections of a gateway share: where they read, what they may, and who is here.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use dashmap::{DashMap, mapref::entry::Entry};
 use serde_json::value::RawValue;
@@ -60,6 +63,8 @@ impl Floor {
         let session = MemberId::of(session);
         match self.ask_here(session, &frames).await {
             Some(replies) => Some(replies),
+            // What nodes tell each other is written down; a token is not to be.
+            None if brings_a_token(&frames) => None,
             None => self.cluster.ask(session, frames).await,
         }
     }
@@ -83,6 +88,11 @@ impl Floor {
     pub(super) fn check(&self, desk: &mut Desk, frame: &ClientFrame) -> Result<(), ServerFrame> {
         let nobody = Identity::default();
         let identity = desk.identity.as_deref().unwrap_or(&nobody);
+        let renews = matches!(frame, ClientFrame::Connect { .. });
+        if !renews && identity.expires_at.is_some_and(|at| at <= SystemTime::now()) {
+            let message = "the token has expired: connect with a new one".to_owned();
+            return Err(frame.refused(ErrorCode::TokenExpired, message));
+        }
         for (verb, channel) in needs(frame) {
             if !self.auth.may(identity, verb, channel) {
                 self.count_refused("forbidden");
@@ -159,6 +169,10 @@ impl Floor {
         };
         let checked = {
             let mut desk = client.desk();
+            if desk.is_closed() || desk.parting().is_some() {
+                let message = "the session's stream has ended".to_owned();
+                return Some(frame.refused(ErrorCode::SessionUnknown, message));
+            }
             let (rate, burst) = (self.limits.frames_per_second, self.limits.frames_burst);
             if desk.allowance.take(Instant::now(), rate, burst) {
                 self.check(&mut desk, &frame)
@@ -175,6 +189,15 @@ impl Floor {
     }
 }
 
+fn brings_a_token(frames: &str) -> bool {
+    let is_connect =
+        |text: &str| matches!(ClientFrame::parse(text), Ok(ClientFrame::Connect { .. }) | Err(_));
+    match serde_json::from_str::<Vec<&RawValue>>(frames) {
+        Ok(list) => list.iter().any(|frame| is_connect(frame.get())),
+        Err(_) => is_connect(frames),
+    }
+}
+
 /// What has to be allowed for a frame.
 fn needs(frame: &ClientFrame) -> SmallVec<[(Verb, &Channel); 2]> {
     match frame {
@@ -184,6 +207,8 @@ fn needs(frame: &ClientFrame) -> SmallVec<[(Verb, &Channel); 2]> {
             [(Verb::Subscribe, channel)].into_iter().chain(presence).collect()
         }
         ClientFrame::Publish { channel, .. } => smallvec![(Verb::Publish, channel)],
+        // Whoever is shown may leave.
+        ClientFrame::Presence { state: None, .. } => SmallVec::new(),
         ClientFrame::Presence { channel, .. } => smallvec![(Verb::Presence, channel)],
         ClientFrame::History { channel, .. } => smallvec![(Verb::History, channel)],
         ClientFrame::Connect { .. } | ClientFrame::Unsubscribe { .. } | ClientFrame::Pong => {

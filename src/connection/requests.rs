@@ -186,6 +186,9 @@ pub(super) async fn open_stream(
     if desk.is_closed() {
         return;
     }
+    // The token may have been renewed with less while the broker was asked.
+    let identity = desk.identity.clone().unwrap_or_default();
+    opened.retain(|(channel, ..)| floor.auth.may(&identity, Verb::Subscribe, channel));
     client.send_bytes(&mut desk, sse_retry(floor.config.sse_retry));
     let mut tags = Vec::with_capacity(opened.len());
     for (channel, hold, start) in opened {
@@ -318,7 +321,10 @@ fn come_in(floor: &Floor, desk: &mut Desk, tag: Tag, state: Option<Data>) {
         return;
     }
     let (member, look) = (desk.member(), desk.look(state));
-    if let Some(subscription) = desk.session.get_mut(tag) {
+    let identity = desk.identity.clone().unwrap_or_default();
+    if let Some(subscription) = desk.session.get_mut(tag)
+        && floor.auth.may(&identity, Verb::Presence, &subscription.channel)
+    {
         let entered = floor.cluster.enter(&subscription.channel, member, look);
         subscription.link.entered = entered.map(Box::new);
     }
@@ -329,8 +335,9 @@ pub(super) fn settle(floor: &Floor, client: &Client) {
     let mut desk = client.desk();
     desk.claiming = false;
     let (member, look) = (desk.member(), desk.look(None));
+    let identity = desk.identity.clone().unwrap_or_default();
     for Subscription { channel, link, .. } in desk.session.subscriptions() {
-        if link.entered.is_none() {
+        if link.entered.is_none() && floor.auth.may(&identity, Verb::Presence, channel) {
             link.entered = floor.cluster.enter(channel, member, look.clone()).map(Box::new);
         }
     }
