@@ -1,16 +1,25 @@
-//! The command line: `serve`, `check`, `publish`, `tail`. Thin; `publish` and `tail` are clients of
+//! The command line: `serve`, `check`, `publish`, `tail`, `token`. Thin; `publish` and `tail` are clients of
 //! a running gateway and know of it what any client does.
 
 mod publish;
 mod tail;
+mod token;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use tracing::info;
+use tracing::{error, info, warn};
 
-use crate::{broker::BrokerKind, config::Config, gateway::Gateway, lifecycle, telemetry};
+use crate::{
+    auth::Auth,
+    broker::BrokerKind,
+    config::Config,
+    gateway::Gateway,
+    lifecycle::{self, Stage},
+    protocol::Token,
+    telemetry,
+};
 
 /// A real-time event gateway: publish to channels, deliver over WebSocket and SSE.
 #[derive(Debug, Parser)]
@@ -32,6 +41,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Print the events of channels as they come.
     Tail(tail::TailArgs),
+    /// Make a token for development.
+    Token(Box<token::TokenArgs>),
 }
 
 #[derive(Args, Debug)]
@@ -54,6 +65,7 @@ impl Cli {
             Command::Check(args) => check(&args),
             Command::Publish(args) => publish::run(args).await,
             Command::Tail(args) => tail::run(args).await,
+            Command::Token(args) => token::run(*args),
         }
     }
 }
@@ -62,12 +74,22 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref())?;
     telemetry::start(&config.telemetry)?;
     let broker = config.broker.kind;
+    let (anonymous, here) =
+        (config.auth.allows_anonymous(), config.server.listen.ip().is_loopback());
     let scheme = if config.server.tls.certificate.is_some() { "https" } else { "http" };
     let stop = lifecycle::interrupted().context("signals cannot be listened for")?;
     let gateway = Gateway::bind(config).await?;
     let address = gateway.local_addr()?;
     info!(?broker, "crossfade listens on {scheme}://{address}");
-    tracing::warn!("anyone who reaches this address may publish and subscribe");
+    if anonymous {
+        warn!(
+            "no token is asked for: whoever reaches this address may do what [channels] allows to \
+             anyone; set auth.environment or auth.anonymous = false before others can reach it"
+        );
+    }
+    if anonymous && !here {
+        error!(%address, "and this address can be reached from other machines");
+    }
     if broker == BrokerKind::Memory {
         info!("the embedded broker keeps events in this process only");
     }
@@ -78,6 +100,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 fn check(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref())?;
+    Auth::new(&config.auth, config.permissions(), &Stage::default())?;
     println!("{}", toml::to_string(&config)?);
     Ok(ExitCode::SUCCESS)
 }
@@ -93,6 +116,9 @@ struct Target {
         env = "CROSSFADE_URL"
     )]
     url: String,
+    /// A token or an API key.
+    #[arg(long, env = "CROSSFADE_TOKEN", hide_env_values = true)]
+    token: Option<Token>,
 }
 
 impl Target {

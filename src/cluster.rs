@@ -20,7 +20,7 @@ use std::{
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, trace, warn};
 
 pub use self::speech::{Claim, Disconnect};
@@ -86,6 +86,14 @@ const ORDERS: usize = 1024;
 /// How long another node may take to do what a client asked for.
 const ANSWER: Duration = Duration::from_secs(3);
 
+/// Bytes of what may be asked of another node, and of what it may answer: questions must not push out
+/// what else nodes have to say.
+const ASKED_BYTES: usize = 64 << 10;
+const ANSWERED_BYTES: usize = 1 << 20;
+
+/// Questions to other nodes that may be under way.
+const ASKED_AT_ONCE: usize = 64;
+
 /// How long the first question about presence waits for the other nodes to tell what they hold.
 const SYNC: Duration = Duration::from_secs(3);
 
@@ -135,6 +143,7 @@ pub struct Cluster {
     news: Notify,
     synced: watch::Sender<bool>,
     asking: DashMap<u64, oneshot::Sender<String>>,
+    turns: Semaphore,
     numbers: AtomicU64,
 }
 
@@ -215,6 +224,7 @@ impl Cluster {
             news: Notify::new(),
             synced: watch::Sender::new(false),
             asking: DashMap::new(),
+            turns: Semaphore::new(ASKED_AT_ONCE),
             numbers: AtomicU64::new(1),
         });
         let (orders, receiver) = mpsc::channel(ORDERS);
@@ -322,8 +332,13 @@ impl Cluster {
 
     /// Has the node that has a session's stream do what its client asks for. None if no node has it.
     pub async fn ask(&self, session: MemberId, frames: String) -> Option<String> {
+        if ASKED_BYTES < frames.len() {
+            return None;
+        }
+        let Ok(_turn) = self.turns.try_acquire() else { return None };
         let number = self.next_number();
         let (answer, answered) = oneshot::channel();
+        let asking = Asking { cluster: self, number };
         {
             let mut state = self.state.lock();
             if state.heard.keys().all(|node| *node == self.me) {
@@ -333,13 +348,16 @@ impl Cluster {
             self.say(&mut state, &Saying::Ask { number, session, frames });
         }
         let answered = tokio::time::timeout(ANSWER, answered).await;
-        self.asking.remove(&number);
+        drop(asking);
         answered.ok()?.ok()
     }
 
     /// Answers what another node asked.
     pub fn answer(&self, asker: Asker, replies: String) {
         let Asker { node, number } = asker;
+        if ANSWERED_BYTES < replies.len() {
+            return;
+        }
         self.say(&mut self.state.lock(), &Saying::Answer { to: node, number, replies });
     }
 
@@ -509,6 +527,18 @@ impl Cluster {
         state.audience.note(changes);
         let until = Instant::now() + self.config.presence_grace;
         state.parted.extend(parted.into_iter().map(|parted| (until, parted, 0)));
+    }
+}
+
+/// A question under way; whoever stops waiting for the answer takes it back.
+struct Asking<'a> {
+    cluster: &'a Cluster,
+    number: u64,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.cluster.asking.remove(&self.number);
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
+    auth::{Access, AuthConfig, Permissions, Rules},
     broker::{
         BrokerKind, Retention, Retentions, memory::MemoryConfig, postgres::PostgresConfig,
         redis::RedisConfig,
@@ -33,6 +34,8 @@ use crate::{
 pub struct Config {
     /// Where the gateway listens.
     pub server: ServerConfig,
+    /// Who somebody is.
+    pub auth: AuthConfig,
     /// What keeps the logs.
     pub broker: BrokerSection,
     /// Settings by namespace: the part of a channel's name before the first `:`.
@@ -78,6 +81,14 @@ pub struct ChannelConfig {
     /// How long they are kept.
     #[serde(with = "humantime_serde")]
     pub history_age: Option<Duration>,
+    /// Who may subscribe.
+    pub subscribe: Option<Access>,
+    /// Who may publish.
+    pub publish: Option<Access>,
+    /// Who may see who is there, and be seen.
+    pub presence: Option<Access>,
+    /// Who may read the log.
+    pub history: Option<Access>,
 }
 
 /// Events kept per channel where nothing else is said.
@@ -88,10 +99,14 @@ const HISTORY_AGE: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Config {
     fn default() -> Self {
-        let default =
-            ChannelConfig { history_events: Some(HISTORY_EVENTS), history_age: Some(HISTORY_AGE) };
+        let default = ChannelConfig {
+            history_events: Some(HISTORY_EVENTS),
+            history_age: Some(HISTORY_AGE),
+            ..ChannelConfig::default()
+        };
         Self {
             server: ServerConfig::default(),
+            auth: AuthConfig::default(),
             broker: BrokerSection::default(),
             channels: BTreeMap::from([(DEFAULT_NAMESPACE.to_owned(), default)]),
             dedup: DedupConfig::default(),
@@ -130,7 +145,14 @@ impl Config {
     pub fn parse(text: &str, vars: &Vars) -> Result<Self, ConfigError> {
         let mut table: Table = text.parse().map_err(|err: toml::de::Error| ConfigError {
             key: "config.toml".to_owned(),
-            reason: err.to_string().trim_end().to_owned(),
+            // The line itself may hold a secret.
+            reason: match err.span() {
+                Some(span) => {
+                    let line = text[..span.start.min(text.len())].lines().count().max(1);
+                    format!("line {line}: {}", err.message())
+                }
+                None => err.message().to_owned(),
+            },
             remedy: "mend the file at that line".to_owned(),
         })?;
         for (name, value) in &vars.0 {
@@ -154,6 +176,21 @@ impl Config {
             self.channels.iter().map(|(name, c)| (name.clone(), retention(c))).collect();
         by_namespace.insert(RESERVED_NAMESPACE.to_owned(), self.cluster.retention());
         Retentions::new(retention(&default), by_namespace)
+    }
+
+    /// Who may do what in each namespace.
+    pub fn permissions(&self) -> Permissions {
+        let standard = Rules::standard(self.auth.is_development());
+        let over = |rules: Rules, channel: &ChannelConfig| Rules {
+            subscribe: channel.subscribe.unwrap_or(rules.subscribe),
+            publish: channel.publish.unwrap_or(rules.publish),
+            presence: channel.presence.unwrap_or(rules.presence),
+            history: channel.history.unwrap_or(rules.history),
+        };
+        let default = self.channels.get(DEFAULT_NAMESPACE).cloned().unwrap_or_default();
+        let default = over(standard, &default);
+        let named = self.channels.iter();
+        Permissions::new(default, named.map(|(name, c)| (name.clone(), over(default, c))).collect())
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -236,13 +273,28 @@ impl fmt::Display for ConfigError {
 
 impl ConfigError {
     fn of_value(err: &serde_path_to_error::Error<toml::de::Error>) -> Self {
-        let reason = err.inner().message().to_owned();
+        let key = err.path().to_string();
+        let mut reason = err.inner().message().to_owned();
+        // What stands there may be a secret.
+        if key.starts_with("auth") || key.contains("url") {
+            reason = without_quoted(&reason);
+        }
         let remedy = if reason.starts_with("unknown field") {
             "take the key out or write it as config.toml in the repository does"
         } else {
             "config.toml in the repository states every key with its default"
         };
-        Self { key: err.path().to_string(), reason, remedy: remedy.to_owned() }
+        Self { key, reason, remedy: remedy.to_owned() }
+    }
+}
+
+/// A sentence without the text in double quotes that serde puts into it.
+fn without_quoted(reason: &str) -> String {
+    match (reason.find('"'), reason.rfind('"')) {
+        (Some(first), Some(last)) if first < last => {
+            format!("{}(what stands there){}", &reason[..first], &reason[last + 1..])
+        }
+        _ => reason.to_owned(),
     }
 }
 

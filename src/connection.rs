@@ -5,6 +5,7 @@
 //! gives everything back.
 
 pub mod client;
+mod expiry;
 mod floor;
 mod heartbeat;
 mod link;
@@ -30,6 +31,7 @@ use tracing::debug;
 pub(crate) use self::requests::{code_of, page};
 use self::{
     client::{Client, Due},
+    expiry::{End, Expiry},
     heartbeat::{Beat, Heartbeat},
     link::Link,
     orders::Parting,
@@ -37,10 +39,11 @@ use self::{
 };
 pub use self::{floor::Floor, orders::obey};
 use crate::{
-    cluster::Claim,
+    auth::{Identity, TokenError},
     metrics::{CloseLabel, TransportLabel},
     protocol::{
-        Channel, ClientFrame, CloseCode, MemberId, Position, ServerFrame, SessionId, WireFormat,
+        Channel, ClientFrame, CloseCode, ErrorCode, MemberId, Position, ServerFrame, SessionId,
+        UserId, WireFormat,
         rfc6455::{self, Decoder, Message},
     },
     session::Session,
@@ -107,11 +110,27 @@ pub struct StreamRequest {
     pub format: WireFormat,
 }
 
+/// A client's place, given back when it is dropped.
+pub trait Admit: Send + fmt::Debug {
+    /// Counts the client as this user's. Whether the user may have one more.
+    fn admit_user(&mut self, user: &UserId) -> bool;
+}
+
+/// Who comes, as far as it is known when the socket is there.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Who; none when it has to say so in its first frame.
+    pub identity: Result<Option<Arc<Identity>>, TokenError>,
+    /// Its place.
+    pub admission: Box<dyn Admit>,
+}
+
 /// One client on one socket.
 pub struct Connection {
     floor: Arc<Floor>,
     client: Arc<Client>,
     heartbeat: Heartbeat,
+    expiry: Expiry,
     /// A WebSocket's bytes are taken apart; an SSE client has nothing to say.
     decoder: Option<Box<Inbound>>,
     /// What is being done for the client.
@@ -147,28 +166,54 @@ struct Inbound {
 
 impl Connection {
     /// A WebSocket whose handshake is done. `leftover` came right behind it.
-    pub fn websocket(floor: Arc<Floor>, socket: Socket, leftover: &[u8]) -> (Self, CloseCode) {
+    pub fn websocket(
+        floor: Arc<Floor>,
+        socket: Socket,
+        leftover: &[u8],
+        arrival: Arrival,
+    ) -> (Self, CloseCode) {
         let inbound =
             Inbound { decoder: Decoder::default(), greeted: false, waiting: VecDeque::new() };
         let session = Session::new(SessionId::generate());
         let mut this = Self::new(floor, socket, WireFormat::WebSocket, session);
         this.heartbeat.expect_first_word(this.floor.config.connect_timeout);
         this.decoder = Some(Box::new(inbound));
+        this.receive(arrival);
         let code = this.take(leftover).err().unwrap_or(CloseCode::Normal);
         (this, code)
     }
 
     /// An SSE stream whose head is written.
-    pub fn sse(floor: Arc<Floor>, socket: Socket, request: StreamRequest) -> Self {
+    pub fn sse(
+        floor: Arc<Floor>,
+        socket: Socket,
+        request: StreamRequest,
+        arrival: Arrival,
+    ) -> Self {
         let StreamRequest { session, channels, presence, overlap, format } = request;
         let id = session.unwrap_or_else(SessionId::generate);
         let mut this = Self::new(floor, socket, format, Session::new(id));
-        this.enlist(session.is_some(), overlap);
+        this.receive(arrival);
+        this.floor.enlist(&this.client, session.is_some(), overlap);
         let (client, floor) = (Arc::clone(&this.client), Arc::clone(&this.floor));
         this.work = Some(Box::pin(async move {
             requests::open_stream(&client, &floor, (channels, presence)).await;
         }));
         this
+    }
+
+    fn receive(&mut self, Arrival { identity, admission }: Arrival) {
+        self.client.desk().admission = Some(admission);
+        match identity {
+            Ok(None) => {}
+            Ok(Some(identity)) => {
+                if !self.client.desk().take_identity(identity) {
+                    self.client.part(CloseCode::TryLater.into());
+                }
+            }
+            Err(err) => requests::turn_away(&self.floor, &self.client, None, err),
+        }
+        self.expiry.watch(&self.client);
     }
 
     fn new(floor: Arc<Floor>, socket: Socket, format: WireFormat, session: Session<Link>) -> Self {
@@ -183,6 +228,7 @@ impl Connection {
             floor,
             client: Arc::new(client),
             heartbeat,
+            expiry: Expiry::default(),
             decoder: None,
             work: None,
             pace: Pace::Idle,
@@ -203,7 +249,8 @@ impl Connection {
                 () = stopping.cancelled() => CloseCode::Draining,
             };
         }
-        self.part(code).await;
+        // Boxed: it is needed once, and its room would be held all the time.
+        Box::pin(self.part(code)).await;
         code
     }
 
@@ -221,9 +268,14 @@ impl Connection {
                 () = self.client.socket.readable(), if self.listens() => Step::Read,
                 () = finished(&mut self.work) => Step::WorkDone,
                 beat = self.heartbeat.next() => Step::Beat(beat),
+                end = self.expiry.next() => Step::Expiry(end),
             };
             let done = match step {
-                Step::Write => Ok(()),
+                Step::Write => {
+                    // A stream's token is renewed beside it.
+                    self.expiry.watch(&self.client);
+                    Ok(())
+                }
                 Step::Room => {
                     self.client.has_room();
                     Ok(())
@@ -231,9 +283,11 @@ impl Connection {
                 Step::Read => self.read(),
                 Step::WorkDone => {
                     self.work = None;
+                    self.expiry.watch(&self.client);
                     Ok(())
                 }
                 Step::Beat(beat) => self.beat(beat),
+                Step::Expiry(end) => self.token_ends(end),
             };
             if let Err(code) = done {
                 return code;
@@ -319,7 +373,7 @@ impl Connection {
         };
         if !std::mem::replace(&mut inbound.greeted, true) {
             self.heartbeat.begin();
-            if self.greet(&frame) {
+            if self.greet(&frame)? {
                 return Ok(());
             }
         }
@@ -327,38 +381,29 @@ impl Connection {
         Ok(())
     }
 
-    /// Welcomes the client; whether its first frame asked for nothing else.
-    fn greet(&self, first: &ClientFrame) -> bool {
-        let connect = match first {
-            ClientFrame::Connect { session, overlap, .. } => Some((*session, *overlap)),
-            _ => None,
+    /// Welcomes the client once it is known who it is; whether its first frame asked for nothing else.
+    fn greet(&mut self, first: &ClientFrame) -> Result<bool, CloseCode> {
+        let (token, asked) = match first {
+            ClientFrame::Connect { id, token, session, overlap } => {
+                (token.clone(), Some((*id, *session, *overlap)))
+            }
+            _ => (None, None),
         };
-        let (session, overlap) = connect.unwrap_or_default();
-        if let Some(session) = session {
-            self.client.desk().session.resume(session);
+        if let (Some(token), Some(asked)) = (token, asked) {
+            let (client, floor) = (Arc::clone(&self.client), Arc::clone(&self.floor));
+            self.work = Some(Box::pin(async move {
+                requests::authenticate(&floor, &client, asked, token).await;
+            }));
+            return Ok(true);
         }
-        self.enlist(session.is_some(), overlap);
-        let mut desk = self.client.desk();
-        let id = first.id().filter(|_| connect.is_some());
-        let welcome = welcome(&self.floor, desk.session.id(), id);
-        self.client.send(&mut desk, &welcome);
-        connect.is_some()
-    }
-
-    /// Enters the session among those of this node. One that was elsewhere before leaves there.
-    fn enlist(&self, resumed: bool, overlap: bool) {
-        let session = {
-            let mut desk = self.client.desk();
-            desk.returning = resumed;
-            desk.claiming = resumed;
-            desk.session.id()
-        };
-        self.floor.enlist(session, &self.client);
-        if resumed {
-            let connection = self.client.number;
-            let session = MemberId::of(session);
-            self.floor.cluster.claim(Claim { session, connection, overlap });
+        if self.client.desk().identity.is_none() {
+            let message = "say who you are first: {\"type\":\"connect\",\"token\":…}".to_owned();
+            let refusal = first.refused(ErrorCode::Unauthorised, message);
+            self.client.send(&mut self.client.desk(), &refusal);
+            return Err(CloseCode::Unauthorised);
         }
+        self.floor.welcome(&self.client, asked.unwrap_or_default());
+        Ok(asked.is_some())
     }
 
     /// Begins with what the client asked for next, once it has read the answer before.
@@ -369,7 +414,7 @@ impl Connection {
             let Some(frame) = desk.is_clear().then(|| inbound.waiting.pop_front()).flatten() else {
                 return;
             };
-            if let Err(refusal) = desk.session.check(&frame, &self.floor.limits) {
+            if let Err(refusal) = self.floor.check(&mut desk, &frame) {
                 self.client.send(&mut desk, &refusal);
                 drop(desk);
                 // Nothing else may come to write it out.
@@ -380,6 +425,21 @@ impl Connection {
             self.work = Some(Box::pin(async move {
                 requests::perform(&floor, &client, frame, true).await;
             }));
+        }
+    }
+
+    /// Warns before the token expires, and parts when it has, unless there is a new one.
+    fn token_ends(&mut self, end: End) -> Result<(), CloseCode> {
+        if self.expiry.watch(&self.client) {
+            return Ok(());
+        }
+        match end {
+            End::Near(within) => {
+                let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+                self.client.send(&mut self.client.desk(), &ServerFrame::Expiring { within });
+                Ok(())
+            }
+            End::Reached => Err(CloseCode::TokenExpired),
         }
     }
 
@@ -493,6 +553,7 @@ enum Step {
     Read,
     WorkDone,
     Beat(Beat),
+    Expiry(End),
 }
 
 async fn finished(work: &mut Option<Work>) {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    auth::{Auth, AuthError},
     broker::{
         Broker, BrokerError, BrokerKind, Feed, Health,
         memory::MemoryBroker,
@@ -36,6 +37,7 @@ pub struct Gateway {
     lifecycle: Lifecycle,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
+    auth: Arc<Auth>,
     node: Arc<Node>,
 }
 
@@ -56,6 +58,7 @@ impl Gateway {
             .map_err(|source| GatewayError::Listen { listen, source })?;
         let tls = accept::tls(&config.server.tls)?;
         let lifecycle = Lifecycle::default();
+        let auth = Auth::new(&config.auth, config.permissions(), &lifecycle.background)?;
         let broker = broker(&config, &lifecycle)?;
         let metrics = Arc::new(Metrics::new());
         let background = &lifecycle.background;
@@ -63,7 +66,7 @@ impl Gateway {
         if let Some(within) = config.broker.start_timeout {
             require(&node, within).await?;
         }
-        Ok(Self { config, lifecycle, listener, tls, node })
+        Ok(Self { config, lifecycle, listener, tls, auth, node })
     }
 
     /// Where it listens.
@@ -77,12 +80,12 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, node } = self;
+        let Self { config, lifecycle, listener, tls, auth, node } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
-        let floor = Floor::new(node, cluster, config.connection, config.limits, stopping);
+        let floor = Floor::new(node, (auth, cluster), config.connection, config.limits, stopping);
         let floor = Arc::new(floor);
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
@@ -161,6 +164,9 @@ pub enum GatewayError {
     /// TLS cannot be spoken.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A key cannot be used.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// The broker's settings are impossible.
     #[error(transparent)]
     Broker(#[from] BrokerError),

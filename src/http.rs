@@ -4,6 +4,7 @@
 //! The state they share is handles only. How sockets are accepted is [`accept`]'s business.
 
 pub mod accept;
+mod bearer;
 mod channels;
 mod error;
 mod events;
@@ -26,6 +27,7 @@ use std::{
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     extract::Request,
     middleware,
     routing::{get, post},
@@ -141,6 +143,8 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/channels/{channel}/presence", get(presence::list))
         .route("/api/sessions/disconnect", post(presence::disconnect))
         .method_not_allowed_fallback(error::method_not_allowed)
+        // limits.body_bytes is the limit.
+        .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(edge.clone(), origin::guard));
     let for_operators = Router::new()
         .route("/health/live", get(ops::live))

@@ -70,7 +70,8 @@ pub struct CloseLabel {
 /// Why somebody was not let in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabel {
-    /// `sockets`, `node`, `ip`, `user`, `rate` or `origin`.
+    /// `sockets`, `node`, `ip`, `user`, `rate`, `origin`, `keys`: who did not come in. `nobody`, `token`,
+    /// `forbidden`, `frames`, `publishes`: who was refused something.
     pub reason: &'static str,
 }
 

@@ -23,6 +23,6 @@ pub use code::{CloseCode, ErrorCode};
 pub use codec::WireFormat;
 pub use event::{Data, Draft, Event};
 pub use frame::{ClientFrame, FrameError, ServerFrame};
-pub use id::{EventName, MessageId, SessionId, UserId};
+pub use id::{EventName, MessageId, SessionId, Token, UserId};
 pub use position::{Epoch, Position, Positions};
 pub use presence::{Left, Member, MemberId, PresenceNews};

@@ -36,6 +36,10 @@ pub struct LimitsConfig {
     pub frames_per_second: u32,
     /// Frames a client may send at once.
     pub frames_burst: u32,
+    /// Events a client may publish per second, on average.
+    pub publishes_per_second: u32,
+    /// Events a client may publish at once.
+    pub publishes_burst: u32,
 }
 
 impl Default for LimitsConfig {
@@ -50,6 +54,8 @@ impl Default for LimitsConfig {
             history_events: 1000,
             frames_per_second: 100,
             frames_burst: 200,
+            publishes_per_second: 50,
+            publishes_burst: 100,
         }
     }
 }
@@ -110,13 +116,14 @@ impl<L> Session<L> {
     pub fn check(&self, frame: &ClientFrame, limits: &LimitsConfig) -> Result<(), ServerFrame> {
         let refused = |code, message: String| Err(frame.refused(code, message));
         match frame {
-            ClientFrame::Pong => Ok(()),
+            ClientFrame::Pong | ClientFrame::Connect { token: Some(_), .. } => Ok(()),
             ClientFrame::History { limit: Some(0), .. } => {
                 refused(ErrorCode::Malformed, "a history's limit is 1 or more".to_owned())
             }
             ClientFrame::History { .. } => Ok(()),
             ClientFrame::Connect { .. } => {
-                let message = "connect is the first frame of a connection or none".to_owned();
+                let message =
+                    "connect is the first frame of a connection, or brings a new token".to_owned();
                 refused(ErrorCode::Malformed, message)
             }
             ClientFrame::Subscribe { state: Some(state), .. }

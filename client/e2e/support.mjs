@@ -2,7 +2,7 @@
 // network, a page in a real browser, and a publisher that knows what it published.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import net from "node:net";
 import { tmpdir } from "node:os";
@@ -41,11 +41,13 @@ export class Gateway {
   #redis;
   #process;
 
-  static async start(settings = {}) {
+  /** `config` is a config.toml; `settings` are variables, which win over it. */
+  static async start(settings = {}, config = "") {
     if (!existsSync(binary)) throw new Error(`${binary} is missing: cargo build first`);
     const gateway = new Gateway();
     gateway.port = await freePort();
     gateway.settings = settings;
+    writeFileSync(join(gateway.#home, "config.toml"), config);
     const socket = join(gateway.#home, "redis.sock");
     const options = ["--port", "0", "--unixsocket", socket, "--dir", gateway.#home, "--save", ""];
     gateway.#redis = spawn("redis-server", options, { stdio: "ignore" });
@@ -160,7 +162,8 @@ export class Publisher {
   sent = 0;
   running = true;
 
-  constructor(gateway, channel, { perSecond = 500, batch = 25 } = {}) {
+  constructor(gateway, channel, { perSecond = 500, batch = 25, key } = {}) {
+    this.headers = key ? { authorization: `Bearer ${key}` } : {};
     this.done = this.#run(gateway, channel, perSecond, batch);
   }
 
@@ -184,7 +187,9 @@ export class Publisher {
 
   async #insist(url, body) {
     for (;;) {
-      const answer = await fetch(url, { method: "POST", body }).catch(() => undefined);
+      const answer = await fetch(url, { method: "POST", body, headers: this.headers }).catch(
+        () => undefined,
+      );
       const json = answer?.ok ? await answer.json().catch(() => undefined) : undefined;
       if (json?.results.every((result) => !result.error)) return;
       await pause(50);

@@ -258,7 +258,12 @@ function proved(t: Turn, link: Link, frame: ServerFrame, posted: boolean): void 
 function refused(t: Turn, link: Link, frame: ServerFrame & { type: "error" }): void {
   const { s, now, effects } = t;
   const { id = -1, code, message } = frame;
-  const again = code === "unavailable" || code === "node_full";
+  const publish = s.requests.get(id)?.frame.type === "publish";
+  const again =
+    code === "unavailable" ||
+    code === "node_full" ||
+    (code === "token_expired" && s.settings.refreshable) ||
+    (code === "limit_exceeded" && publish);
   const retryAt = now + UNAVAILABLE * (0.5 + t.dice);
   const request = s.requests.get(id);
   if (request && again) {
@@ -284,8 +289,8 @@ function refused(t: Turn, link: Link, frame: ServerFrame & { type: "error" }): v
     else refuse(t, link, channel, code, message);
     return;
   }
-  // What was given up in the meantime needs no answer.
-  if (code !== "not_subscribed")
+  // What was given up in the meantime needs no answer; what comes before the welcome, the close tells.
+  if (code !== "not_subscribed" && link.readyAt !== undefined)
     effects.push({ do: "emit", event: { type: "error", code, message } });
 }
 

@@ -301,9 +301,12 @@ function address(s: State, transport: TransportName): string {
 function named(s: State): string[] {
   const wanted: string[] = [];
   let length = 0;
-  for (const [channel, { barred }] of s.channels) {
+  let together: boolean | undefined;
+  for (const [channel, { barred, presence }] of s.channels) {
     const refused = s.link?.subscriptions.get(channel)?.stage === "refused";
-    if (barred || refused) continue;
+    // Presence is asked for, and has to be allowed, in all channels of an address or in none.
+    if (barred || refused || (together ?? !!presence) !== !!presence) continue;
+    together = !!presence;
     // An address that is too long does not get through everywhere.
     length += 2 * channel.length + 40;
     if (wanted.length && (s.narrow || ADDRESS < length)) break;

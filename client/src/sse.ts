@@ -8,9 +8,9 @@ import type { ClientFrame, ServerFrame } from "./protocol.js";
 import type { Loss } from "./state.js";
 import type { Ears, Wire } from "./wire.js";
 
-/** Frames of one POST, and characters of one. */
+/** Frames of one POST, and characters, so that any node passes it on. */
 const LIST = 100;
-const LIST_CHARS = 500_000;
+const LIST_CHARS = 30_000;
 /** A POST that is not answered by then says that the connection is dead. */
 const POST_TIMEOUT = 10_000;
 

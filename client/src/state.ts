@@ -42,8 +42,8 @@ export const DEFAULTS: Settings = {
   fallbackAfter: 2500,
   backoffMin: 500,
   backoffMax: 30_000,
-  rate: 80,
-  burst: 150,
+  rate: 40,
+  burst: 80,
   pending: 1000,
   reportEvery: 60_000,
 };

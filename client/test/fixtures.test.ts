@@ -75,6 +75,10 @@ describe("what the client says", () => {
   const frames = fixture("client-frames");
   const stories: Record<string, () => ClientFrame[]> = {
     connect: () => said([want]),
+    "connect with a token": () =>
+      said([want], (world) => {
+        world.state.token = "t1";
+      }),
     "connect again": () =>
       said([want], (world) => {
         world.state.session = session;
@@ -119,16 +123,6 @@ describe("what the client says", () => {
       expect(stories[name]?.()).toContainEqual(numbered);
     });
   }
-
-  test("connect with a token", () => {
-    const world = new World(1, { transport: "websocket" }, "t1");
-    world.happen(want);
-    world.run(500);
-    const { id: _, ...expected } = later.client["connect with a token"];
-    expect(world.effects).toContainEqual(
-      expect.objectContaining({ do: "send", frames: [expect.objectContaining(expected)] }),
-    );
-  });
 });
 
 describe("what the gateway will say is understood", () => {
@@ -150,7 +144,7 @@ describe("what the gateway will say is understood", () => {
     const world = new World();
     world.happen({ type: "want", channel: "orders:42", wish: {} });
     world.run(1000);
-    world.tell(later.server.unsubscribed);
+    world.tell(fixture("server-frames")["taken away"].frame);
     world.run(100);
     expect(world.events.at(-1)).toMatchObject({
       type: "error",

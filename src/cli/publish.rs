@@ -151,7 +151,11 @@ impl<'a> Sender<'a> {
         let mut pause = PAUSES.0;
         let mut told = false;
         for _ in 0..TRIES {
-            let failure = match self.http.post(&url).json(&body).send().await {
+            let mut request = self.http.post(&url).json(&body);
+            if let Some(token) = &self.args.target.token {
+                request = request.bearer_auth(token.reveal());
+            }
+            let failure = match request.send().await {
                 Ok(answer) if answer.status().is_success() => {
                     #[derive(Deserialize)]
                     struct Results {

@@ -16,7 +16,7 @@ use tokio_tungstenite::{
 };
 
 use super::Target;
-use crate::protocol::CloseCode;
+use crate::protocol::{CloseCode, Token};
 
 #[derive(Args, Debug)]
 pub(super) struct TailArgs {
@@ -64,6 +64,7 @@ pub(super) async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
     let mut tail = Tail {
         positions: args.channels.iter().map(|c| (c.clone(), args.since.clone())).collect(),
         session: None,
+        token: args.target.token.clone(),
         left: args.count.unwrap_or(usize::MAX),
         json: args.json,
         pause: PAUSES.0,
@@ -80,6 +81,7 @@ struct Tail {
     /// The last position of each channel.
     positions: BTreeMap<String, Option<String>>,
     session: Option<String>,
+    token: Option<Token>,
     left: usize,
     json: bool,
     pause: Duration,
@@ -110,7 +112,8 @@ impl Tail {
         let protocol = HeaderValue::from_static("crossfade.v1");
         request.headers_mut().insert("sec-websocket-protocol", protocol);
         let (mut ws, _) = connect_async(request).await.map_err(|err| unreached(url, err))?;
-        let connect = json!({ "type": "connect", "session": self.session });
+        let token = self.token.as_ref().map(Token::reveal);
+        let connect = json!({ "type": "connect", "session": self.session, "token": token });
         ws.send(Message::text(connect.to_string())).await?;
         for (channel, since) in &self.positions {
             let subscribe = json!({ "type": "subscribe", "channel": channel, "since": since });
@@ -151,11 +154,16 @@ impl Tail {
                 eprintln!("{channel}: events were missed and are gone ({reason})");
                 self.positions.insert(channel, frame.position);
             }
-            "goodbye" if frame.reconnect == Some(false) => {
+            // What it says counts more than the close code behind it, which may go either way.
+            "goodbye" => {
                 let (code, reason) = (frame.code.unwrap_or_default(), frame.reason);
-                return Err(parted(&code, &reason.unwrap_or_default()).into());
+                let reason = reason.unwrap_or_default();
+                if frame.reconnect == Some(false) {
+                    return Err(parted(&code, &reason).into());
+                }
+                self.pause = Duration::from_millis(frame.after.unwrap_or(0)).max(PAUSES.0);
+                bail!("the gateway says goodbye: {code} {reason}");
             }
-            "goodbye" => self.pause = Duration::from_millis(frame.after.unwrap_or(0)).max(PAUSES.0),
             "error" => {
                 let (code, message) = (frame.code.unwrap_or_default(), frame.message);
                 let message = message.unwrap_or_default();

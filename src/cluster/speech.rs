@@ -41,6 +41,9 @@ pub struct Claim {
     pub session: MemberId,
     /// The connection's number on the node that says so.
     pub connection: u64,
+    /// When the connection came, in milliseconds since 1970 by its node's clock. A claim may be heard
+    /// late, after one that was made later.
+    pub at: u64,
     /// It is a move by plan: the connection before may go on for a while.
     pub overlap: bool,
 }
@@ -108,6 +111,7 @@ mod tests {
             Saying::Claim(Claim {
                 session: "00112233445566778899".parse().unwrap(),
                 connection: 7,
+                at: 1,
                 overlap: true,
             }),
             Saying::Disconnect(Disconnect { user: "42".parse().ok(), ..Disconnect::default() }),

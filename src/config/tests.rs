@@ -71,7 +71,11 @@ fn a_refusal_names_key_reason_and_remedy() {
     assert!(said.starts_with("CROSSFADE___LISTEN: a section or the key is missing"), "{said}");
     let said = refused("", &Vars::new([("CROSSFADE_SERVER__LISSTEN", "x")]));
     assert!(said.starts_with("server.lissten: unknown field"), "{said}");
-    assert!(refused("[server\n", &none).starts_with("config.toml: TOML parse error at line 1"));
+    assert!(refused("[server\n", &none).starts_with("config.toml: line 1: "));
+    let slip = refused("[auth]\napi_keys = [{name = \"shop\", key = \"a-secret-key\"", &none);
+    assert!(slip.starts_with("config.toml: line 2") && !slip.contains("a-secret-key"), "{slip}");
+    let slip = refused("[auth]\napi_keys = \"a-secret-key\"", &none);
+    assert!(slip.starts_with("auth.api_keys") && !slip.contains("a-secret-key"), "{slip}");
 }
 
 #[test]

@@ -18,9 +18,11 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::{link::Link, orders::Parting, socket::Socket};
+use super::{Admit, link::Link, orders::Parting, socket::Socket};
 use crate::{
+    auth::Identity,
     cluster::Look,
+    lifecycle,
     node::{Batch, LogEntry, Node, Read, Reader, Tag},
     presence::audience::{News, Watcher},
     protocol::{
@@ -44,6 +46,8 @@ pub struct Client {
     pub(super) wake: Notify,
     /// Which of this node's connections it is.
     pub(super) number: u64,
+    /// When it came, in milliseconds since 1970.
+    pub(super) arrived: u64,
     delivered: Counter,
     desk: Mutex<Desk>,
 }
@@ -51,8 +55,14 @@ pub struct Client {
 /// What the fan-out and the task take turns at.
 pub(super) struct Desk {
     pub(super) session: Session<Link>,
+    /// Who it is; none until it has said so.
+    pub(super) identity: Option<Arc<Identity>>,
+    /// Its place among the clients, given back when the connection ends.
+    pub(super) admission: Option<Box<dyn Admit>>,
     /// How much the client may ask for.
     pub(super) allowance: Allowance,
+    /// How much it may publish.
+    pub(super) publishing: Allowance,
     /// The session had a connection before, and may be shown somewhere.
     pub(super) returning: bool,
     /// The nodes are being told that it has come here.
@@ -92,6 +102,7 @@ impl Desk {
     /// ends later finds it closed.
     pub(super) fn close(&mut self) -> Vec<Subscription<Link>> {
         self.closed = true;
+        self.admission = None;
         self.session.close_all()
     }
 
@@ -102,7 +113,20 @@ impl Desk {
 
     /// Whose session it is.
     pub(super) fn user(&self) -> Option<UserId> {
-        None
+        self.identity.as_ref().and_then(|identity| identity.user.clone())
+    }
+
+    /// The client is this one from now on, unless its user has too many clients already.
+    pub(super) fn take_identity(&mut self, identity: Arc<Identity>) -> bool {
+        let admission = self.admission.as_mut();
+        let admitted = match (&identity.user, admission) {
+            (Some(user), Some(admission)) => admission.admit_user(user),
+            _ => true,
+        };
+        if admitted {
+            self.identity = Some(identity);
+        }
+        admitted
     }
 
     /// The name by which others see the session.
@@ -112,7 +136,8 @@ impl Desk {
 
     /// How the session shows itself, with this state.
     pub(super) fn look(&self, state: Option<Data>) -> Look {
-        Look { user: self.user(), info: None, state }
+        let info = self.identity.as_ref().and_then(|identity| identity.info.clone());
+        Look { user: self.user(), info, state }
     }
 
     /// Whether the connection is over.
@@ -156,7 +181,10 @@ impl Client {
         let allowance = Allowance::full(Instant::now());
         let desk = Desk {
             session,
+            identity: None,
+            admission: None,
             allowance,
+            publishing: allowance,
             returning: false,
             claiming: false,
             parting: None,
@@ -166,7 +194,8 @@ impl Client {
             flow: Flow::default(),
         };
         let wake = Notify::new();
-        Self { socket, format, node, wake, number, delivered, desk: Mutex::new(desk) }
+        let arrived = lifecycle::unix_ms();
+        Self { socket, format, node, wake, number, arrived, delivered, desk: Mutex::new(desk) }
     }
 
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {

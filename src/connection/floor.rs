@@ -1,17 +1,28 @@
 //! What all connections of a gateway share: where they read, what they may, and who is here.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use dashmap::{DashMap, mapref::entry::Entry};
 use serde_json::value::RawValue;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConnectionConfig, client::Client, requests};
+use super::{
+    ConnectionConfig,
+    client::{Client, Desk},
+    requests, welcome,
+};
 use crate::{
-    cluster::Cluster,
+    auth::{Auth, Identity, Verb},
+    cluster::{Claim, Cluster},
+    metrics::RefusedLabel,
     node::Node,
-    protocol::{ClientFrame, ErrorCode, MemberId, ServerFrame, SessionId},
+    protocol::{
+        Channel, ClientFrame, ErrorCode, MemberId, ServerFrame, SessionId, frame::RequestId,
+    },
     session::LimitsConfig,
 };
 
@@ -20,6 +31,8 @@ use crate::{
 pub struct Floor {
     /// What the connections read from and publish to.
     pub node: Arc<Node>,
+    /// Who somebody is, and what they may do.
+    pub auth: Arc<Auth>,
     /// The other nodes, and who is where.
     pub cluster: Arc<Cluster>,
     /// Section `[connection]`.
@@ -36,12 +49,12 @@ impl Floor {
     /// A floor without connections.
     pub fn new(
         node: Arc<Node>,
-        cluster: Arc<Cluster>,
+        (auth, cluster): (Arc<Auth>, Arc<Cluster>),
         config: ConnectionConfig,
         limits: LimitsConfig,
         stopping: CancellationToken,
     ) -> Self {
-        Self { node, cluster, config, limits, stopping, sessions: DashMap::new() }
+        Self { node, auth, cluster, config, limits, stopping, sessions: DashMap::new() }
     }
 
     /// Performs what an SSE session asks for beside its stream, on whichever node that is: a frame or
@@ -50,6 +63,8 @@ impl Floor {
         let session = MemberId::of(session);
         match self.ask_here(session, &frames).await {
             Some(replies) => Some(replies),
+            // What nodes tell each other is written down; a token is not to be.
+            None if brings_a_token(&frames) => None,
             None => self.cluster.ask(session, frames).await,
         }
     }
@@ -68,9 +83,67 @@ impl Floor {
         Some(to_json(&replies))
     }
 
-    /// A session has come.
-    pub(super) fn enlist(&self, session: SessionId, client: &Arc<Client>) {
-        self.sessions.entry(MemberId::of(session)).or_default().push(Arc::clone(client));
+    /// Whether the rules and the client's rights allow what a frame asks for. What is not allowed is
+    /// refused before anything else is said about it.
+    pub(super) fn check(&self, desk: &mut Desk, frame: &ClientFrame) -> Result<(), ServerFrame> {
+        let nobody = Identity::default();
+        let identity = desk.identity.as_deref().unwrap_or(&nobody);
+        let renews = matches!(frame, ClientFrame::Connect { .. });
+        if !renews && identity.expires_at.is_some_and(|at| at <= SystemTime::now()) {
+            let message = "the token has expired: connect with a new one".to_owned();
+            return Err(frame.refused(ErrorCode::TokenExpired, message));
+        }
+        for (verb, channel) in needs(frame) {
+            if !self.auth.may(identity, verb, channel) {
+                self.count_refused("forbidden");
+                let message = format!("you may not {} {channel}", verb.as_words());
+                return Err(frame.refused(ErrorCode::Forbidden, message));
+            }
+        }
+        desk.session.check(frame, &self.limits)?;
+        let (rate, burst) = (self.limits.publishes_per_second, self.limits.publishes_burst);
+        let publishes = matches!(frame, ClientFrame::Publish { .. });
+        if publishes && !desk.publishing.take(Instant::now(), rate, burst) {
+            self.count_refused("publishes");
+            let message = format!("a session may publish {rate} events a second: wait a moment");
+            return Err(frame.refused(ErrorCode::LimitExceeded, message));
+        }
+        Ok(())
+    }
+
+    /// Counts somebody who was refused something.
+    pub fn count_refused(&self, reason: &'static str) {
+        self.node.metrics().refused.get_or_create(&RefusedLabel { reason }).inc();
+    }
+
+    /// Welcomes a client of a known identity, with the session it had before or a new one.
+    pub(super) fn welcome(
+        &self,
+        client: &Arc<Client>,
+        (id, session, overlap): (Option<RequestId>, Option<SessionId>, bool),
+    ) {
+        if let Some(session) = session {
+            client.desk().session.resume(session);
+        }
+        self.enlist(client, session.is_some(), overlap);
+        let mut desk = client.desk();
+        let welcome = welcome(self, desk.session.id(), id);
+        client.send(&mut desk, &welcome);
+    }
+
+    /// Enters the session among those of this node. One that was elsewhere before leaves there.
+    pub(super) fn enlist(&self, client: &Arc<Client>, resumed: bool, overlap: bool) {
+        let session = {
+            let mut desk = client.desk();
+            desk.returning = resumed;
+            desk.claiming = resumed;
+            MemberId::of(desk.session.id())
+        };
+        self.sessions.entry(session).or_default().push(Arc::clone(client));
+        if resumed {
+            let (connection, at) = (client.number, client.arrived);
+            self.cluster.claim(Claim { session, connection, at, overlap });
+        }
     }
 
     /// A connection has gone.
@@ -96,10 +169,15 @@ impl Floor {
         };
         let checked = {
             let mut desk = client.desk();
+            if desk.is_closed() || desk.parting().is_some() {
+                let message = "the session's stream has ended".to_owned();
+                return Some(frame.refused(ErrorCode::SessionUnknown, message));
+            }
             let (rate, burst) = (self.limits.frames_per_second, self.limits.frames_burst);
             if desk.allowance.take(Instant::now(), rate, burst) {
-                desk.session.check(&frame, &self.limits)
+                self.check(&mut desk, &frame)
             } else {
+                self.count_refused("frames");
                 let message = format!("a session may send {rate} frames a second");
                 Err(frame.refused(ErrorCode::LimitExceeded, message))
             }
@@ -107,6 +185,34 @@ impl Floor {
         match checked {
             Ok(()) => requests::perform(self, client, frame, false).await,
             Err(refusal) => Some(refusal),
+        }
+    }
+}
+
+fn brings_a_token(frames: &str) -> bool {
+    let is_connect =
+        |text: &str| matches!(ClientFrame::parse(text), Ok(ClientFrame::Connect { .. }) | Err(_));
+    match serde_json::from_str::<Vec<&RawValue>>(frames) {
+        Ok(list) => list.iter().any(|frame| is_connect(frame.get())),
+        Err(_) => is_connect(frames),
+    }
+}
+
+/// What has to be allowed for a frame.
+fn needs(frame: &ClientFrame) -> SmallVec<[(Verb, &Channel); 2]> {
+    match frame {
+        ClientFrame::Subscribe { channel, presence, state, .. } => {
+            let shows = *presence || state.is_some();
+            let presence = shows.then_some((Verb::Presence, channel));
+            [(Verb::Subscribe, channel)].into_iter().chain(presence).collect()
+        }
+        ClientFrame::Publish { channel, .. } => smallvec![(Verb::Publish, channel)],
+        // Whoever is shown may leave.
+        ClientFrame::Presence { state: None, .. } => SmallVec::new(),
+        ClientFrame::Presence { channel, .. } => smallvec![(Verb::Presence, channel)],
+        ClientFrame::History { channel, .. } => smallvec![(Verb::History, channel)],
+        ClientFrame::Connect { .. } | ClientFrame::Unsubscribe { .. } | ClientFrame::Pong => {
+            SmallVec::new()
         }
     }
 }

@@ -5,14 +5,15 @@ use crate::{
     node::{ChannelLog, Hold},
 };
 
-/// What ties a subscription to its channel. Dropped, it lets go of everything.
+/// What ties a subscription to its channel. Dropped, it lets go of everything. Most clients only read,
+/// so what presence takes is in boxes.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) hold: Hold,
     /// The client is told who is there.
-    pub(super) onlooker: Option<Onlooker>,
+    pub(super) onlooker: Option<Box<Onlooker>>,
     /// The client shows itself.
-    pub(super) entered: Option<Entered>,
+    pub(super) entered: Option<Box<Entered>>,
 }
 
 /// A look at a channel's presence that is kept up to date.

@@ -55,15 +55,15 @@ pub async fn obey(floor: Arc<Floor>, mut orders: mpsc::Receiver<Order>, stage: S
     }
 }
 
-/// The last claim wins. A connection whose own claim is still under way stands behind this one in the
-/// log, so it wins.
+/// The connection that came last wins. One whose own claim is still under way stands behind this one in
+/// the log, and a claim that was made before a connection came says nothing about it.
 fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
     for client in floor.clients_of(claim.session) {
         if node == floor.cluster.me() && client.number == claim.connection {
             requests::settle(floor, &client);
             continue;
         }
-        if client.desk().claiming {
+        if client.desk().claiming || claim.at < client.arrived {
             continue;
         }
         if !claim.overlap {

@@ -9,11 +9,13 @@ use super::{
     sse_retry, welcome,
 };
 use crate::{
+    auth::{Identity, TokenError, Verb},
     broker::{BrokerError, Publication, Range},
     node::{Hold, LogEntry, Start, Tag},
     presence::audience::Watcher,
     protocol::{
-        Channel, ClientFrame, Data, ErrorCode, Position, PresenceNews, ServerFrame,
+        Channel, ClientFrame, CloseCode, Data, ErrorCode, Position, PresenceNews, ServerFrame,
+        SessionId, Token,
         frame::{Page, PageEvent, RequestId, ResetReason},
     },
     session::Subscription,
@@ -36,7 +38,8 @@ pub(super) async fn perform(
     to_stream: bool,
 ) -> Option<ServerFrame> {
     let reply = match request {
-        ClientFrame::Pong | ClientFrame::Connect { .. } => return None,
+        ClientFrame::Pong => return None,
+        ClientFrame::Connect { id, token, .. } => renew(floor, client, id, token).await,
         ClientFrame::Subscribe { .. } => return subscribe(floor, client, request, to_stream).await,
         ClientFrame::Unsubscribe { id, channel } => {
             let closed = client.desk().session.close(&channel);
@@ -46,7 +49,7 @@ pub(super) async fn perform(
                     entered.quit();
                 }
             }
-            ServerFrame::Unsubscribed { id, channel }
+            ServerFrame::Unsubscribed { id, channel, code: None }
         }
         ClientFrame::Presence { id, channel, state } => show(floor, client, id, channel, state),
         ClientFrame::Publish { id, channel, draft } => {
@@ -78,6 +81,87 @@ pub(super) async fn perform(
     deliver(client, reply, to_stream)
 }
 
+/// Takes a new token in the place of the one before.
+async fn renew(
+    floor: &Floor,
+    client: &Client,
+    id: Option<RequestId>,
+    token: Option<Token>,
+) -> ServerFrame {
+    let shown = token.as_ref().map_or("", Token::reveal);
+    let identity = match floor.auth.identify(shown).await {
+        Ok(identity) => identity,
+        Err(err) => return ServerFrame::Error { id, code: err.code(), message: err.to_string() },
+    };
+    let mut desk = client.desk();
+    if desk.user() != identity.user {
+        let message = "a session stays with its user: open another for this token".to_owned();
+        return ServerFrame::Error { id, code: ErrorCode::Unauthorised, message };
+    }
+    desk.identity = Some(Arc::clone(&identity));
+    take_away(floor, client, &mut desk, &identity);
+    let session = desk.session.id();
+    drop(desk);
+    // Its task watches when the token expires.
+    client.wake.notify_one();
+    welcome(floor, session, id)
+}
+
+/// Ends the subscriptions, and the part in presence, that somebody no longer may have.
+fn take_away(floor: &Floor, client: &Client, desk: &mut Desk, identity: &Identity) {
+    let may = |verb, channel: &Channel| floor.auth.may(identity, verb, channel);
+    let mut lost = Vec::new();
+    for Subscription { channel, link, .. } in desk.session.subscriptions() {
+        if !may(Verb::Subscribe, channel) {
+            lost.push(channel.clone());
+        }
+        if !may(Verb::Presence, channel) {
+            link.onlooker = None;
+            if let Some(entered) = link.entered.take() {
+                entered.quit();
+            }
+        }
+    }
+    for channel in lost {
+        drop(desk.session.close(&channel));
+        client.node.metrics().subscriptions.dec();
+        let code = Some(ErrorCode::Forbidden);
+        client.send(desk, &ServerFrame::Unsubscribed { id: None, channel, code });
+    }
+}
+
+/// Finds out who a client is that says so in its first frame, and welcomes it.
+pub(super) async fn authenticate(
+    floor: &Floor,
+    client: &Arc<Client>,
+    (id, session, overlap): (Option<RequestId>, Option<SessionId>, bool),
+    token: Token,
+) {
+    match floor.auth.identify(token.reveal()).await {
+        Ok(identity) => {
+            if client.desk().take_identity(identity) {
+                floor.welcome(client, (id, session, overlap));
+            } else {
+                client.part(CloseCode::TryLater.into());
+            }
+        }
+        Err(err) => turn_away(floor, client, id, err),
+    }
+}
+
+/// Says why a client's token does not count, and ends the connection.
+pub(super) fn turn_away(floor: &Floor, client: &Client, id: Option<RequestId>, err: TokenError) {
+    floor.count_refused("token");
+    let code = match err {
+        TokenError::Expired => CloseCode::TokenExpired,
+        TokenError::KeysUnavailable => CloseCode::TryLater,
+        _ => CloseCode::Unauthorised,
+    };
+    let error = ServerFrame::Error { id, code: err.code(), message: err.to_string() };
+    client.send(&mut client.desk(), &error);
+    client.part(code.into());
+}
+
 /// Opens the channels an SSE client asked for, however long the broker is away: an EventSource that
 /// was refused would never come back.
 pub(super) async fn open_stream(
@@ -102,6 +186,9 @@ pub(super) async fn open_stream(
     if desk.is_closed() {
         return;
     }
+    // The token may have been renewed with less while the broker was asked.
+    let identity = desk.identity.clone().unwrap_or_default();
+    opened.retain(|(channel, ..)| floor.auth.may(&identity, Verb::Subscribe, channel));
     client.send_bytes(&mut desk, sse_retry(floor.config.sse_retry));
     let mut tags = Vec::with_capacity(opened.len());
     for (channel, hold, start) in opened {
@@ -188,7 +275,7 @@ async fn subscribe(
     }
     let mut desk = client.desk();
     // While others were asked, a second request may have done the same, or the client have gone.
-    if let Err(refusal) = still_welcome(&desk, &request, floor) {
+    if let Err(refusal) = still_welcome(&mut desk, &request, floor) {
         drop(desk);
         return deliver(client, refusal, to_stream);
     }
@@ -222,7 +309,8 @@ fn look_on(
     let subscription = desk.session.get_mut(tag)?;
     let (watching, view) = floor.cluster.watch(&subscription.channel, watcher, tag);
     let number = view.number;
-    subscription.link.onlooker = Some(Onlooker { watching, number, stale: false });
+    let onlooker = Onlooker { watching, number, stale: false };
+    subscription.link.onlooker = Some(Box::new(onlooker));
     Some(Box::new(view.into()))
 }
 
@@ -233,8 +321,12 @@ fn come_in(floor: &Floor, desk: &mut Desk, tag: Tag, state: Option<Data>) {
         return;
     }
     let (member, look) = (desk.member(), desk.look(state));
-    if let Some(subscription) = desk.session.get_mut(tag) {
-        subscription.link.entered = floor.cluster.enter(&subscription.channel, member, look);
+    let identity = desk.identity.clone().unwrap_or_default();
+    if let Some(subscription) = desk.session.get_mut(tag)
+        && floor.auth.may(&identity, Verb::Presence, &subscription.channel)
+    {
+        let entered = floor.cluster.enter(&subscription.channel, member, look);
+        subscription.link.entered = entered.map(Box::new);
     }
 }
 
@@ -243,9 +335,10 @@ pub(super) fn settle(floor: &Floor, client: &Client) {
     let mut desk = client.desk();
     desk.claiming = false;
     let (member, look) = (desk.member(), desk.look(None));
+    let identity = desk.identity.clone().unwrap_or_default();
     for Subscription { channel, link, .. } in desk.session.subscriptions() {
-        if link.entered.is_none() {
-            link.entered = floor.cluster.enter(channel, member, look.clone());
+        if link.entered.is_none() && floor.auth.may(&identity, Verb::Presence, channel) {
+            link.entered = floor.cluster.enter(channel, member, look.clone()).map(Box::new);
         }
     }
 }
@@ -268,7 +361,9 @@ fn show(
                 *entered = Some(shown);
             }
             (Some(shown), None) => shown.quit(),
-            (None, Some(_)) => *entered = floor.cluster.enter(&channel, member, look),
+            (None, Some(_)) => {
+                *entered = floor.cluster.enter(&channel, member, look).map(Box::new);
+            }
             (None, None) => {}
         }
         let session = entered.is_some().then_some(member);
@@ -279,12 +374,12 @@ fn show(
     ServerFrame::Error { id, code: ErrorCode::NotSubscribed, message }
 }
 
-fn still_welcome(desk: &Desk, request: &ClientFrame, floor: &Floor) -> Result<(), ServerFrame> {
+fn still_welcome(desk: &mut Desk, request: &ClientFrame, floor: &Floor) -> Result<(), ServerFrame> {
     if desk.is_closed() {
         let message = "the session's connection has ended".to_owned();
         return Err(request.refused(ErrorCode::SessionUnknown, message));
     }
-    desk.session.check(request, &floor.limits)
+    floor.check(desk, request)
 }
 
 /// Tells what was lost, and takes a seat: from here on nothing is missed, since what came in between

@@ -6,11 +6,13 @@ use axum::{
         Path, Query, State,
         rejection::{PathRejection, QueryRejection},
     },
+    http::HeaderMap,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{Edge, error::ApiError};
 use crate::{
+    auth::{Scope, Verb},
     broker::Range,
     connection::page,
     protocol::{
@@ -46,8 +48,10 @@ const LIST_MAX: usize = 1000;
 /// The channels that have subscribers on this node, by name.
 pub(super) async fn list(
     State(edge): State<Edge>,
+    headers: HeaderMap,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<List>, ApiError> {
+    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let limit = query.limit.unwrap_or(100).clamp(1, LIST_MAX);
     let prefix = query.prefix.unwrap_or_default();
@@ -77,6 +81,7 @@ pub(super) struct HistoryQuery {
 /// A piece of a channel's log: behind `since`, or with `reverse` before it, the newest first.
 pub(super) async fn history(
     State(edge): State<Edge>,
+    headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Json<Page>, ApiError> {
@@ -84,6 +89,7 @@ pub(super) async fn history(
     let Path(channel) = path?;
     let channel: Channel =
         channel.parse().map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?;
+    edge.allow(&*edge.caller(&headers).await?, Verb::History, &channel)?;
     let since: Option<Position> = query
         .since
         .map(|since| since.parse())

@@ -41,6 +41,9 @@ impl ApiError {
             | ErrorCode::IdInvalid
             | ErrorCode::NameInvalid
             | ErrorCode::SessionUnknown
+            | ErrorCode::Unauthorised
+            | ErrorCode::TokenExpired
+            | ErrorCode::Forbidden
             | ErrorCode::AlreadySubscribed
             | ErrorCode::NotSubscribed
             | ErrorCode::TooMany
@@ -77,6 +80,10 @@ impl IntoResponse for ApiError {
         let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
         let body = Json(serde_json::json!({ "error": self }));
         let mut response = (status, body).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
         if self.passes() {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }

@@ -15,13 +15,14 @@ use serde_json::value::RawValue;
 use super::{
     Edge,
     error::{ApiError, read_body},
-    gate::Admission,
+    gate::Refusal,
     lend::Lend,
     origin::Allowed,
 };
 use crate::{
+    auth::{TokenError, Verb},
     connection::{
-        Connection, StreamRequest,
+        Arrival, Connection, StreamRequest,
         socket::{Pipe, Socket},
     },
     protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat},
@@ -50,28 +51,39 @@ pub(super) async fn open(
     }
     let query = request.uri().query().unwrap_or_default();
     let asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    let identity = match edge.client(request.headers(), request.uri()).await {
+        Err(TokenError::KeysUnavailable) => return Ok(Refusal::without_keys().into_stream()),
+        identity => edge.required(identity?)?,
+    };
+    for (channel, _) in &asked.channels {
+        edge.allow(&identity, Verb::Subscribe, channel)?;
+        if asked.presence {
+            edge.allow(&identity, Verb::Presence, channel)?;
+        }
+    }
     let admission = match edge.admit(&request) {
-        Ok(admission) => admission,
+        Ok(admission) => Box::new(admission),
         Err(refusal) => return Ok(refusal.into_stream()),
     };
+    let arrival = Arrival { identity: Ok(Some(identity)), admission };
     if request.version() == Version::HTTP_2 {
         lend.carries_a_client();
-        return Ok(stream_body(&edge, asked, admission));
+        return Ok(stream_body(&edge, asked, arrival));
     }
     if let Some(socket) = lend.take(&edge.connections) {
-        let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked);
+        let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked, arrival);
         connection.write_first(head(request.extensions().get::<Allowed>()));
-        run(&edge, connection, admission);
+        run(&edge, connection);
     }
     // Goes nowhere: the HTTP stack has no socket any more and ends.
     Ok(StatusCode::OK.into_response())
 }
 
 /// On HTTP/2 the connection is shared with other requests, so the stack keeps it.
-fn stream_body(edge: &Edge, asked: StreamRequest, admission: Admission) -> Response {
+fn stream_body(edge: &Edge, asked: StreamRequest, arrival: Arrival) -> Response {
     let pipe = Arc::new(Pipe::default());
     let socket = Socket::Pipe(Arc::clone(&pipe));
-    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked), admission);
+    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked, arrival));
     let pieces = stream::unfold(Tap(pipe), |tap| async move {
         tap.0.next().await.map(|piece| (Ok::<_, Infallible>(piece), tap))
     });
@@ -84,10 +96,9 @@ fn stream_body(edge: &Edge, asked: StreamRequest, admission: Admission) -> Respo
     response
 }
 
-fn run(edge: &Edge, connection: Connection, admission: Admission) {
+fn run(edge: &Edge, connection: Connection) {
     edge.connections.spawn_client(async move {
         connection.run(crate::protocol::CloseCode::Normal).await;
-        drop(admission);
     });
 }
 

@@ -24,8 +24,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 use crate::{
+    connection::Admit,
     metrics::RefusedLabel,
-    protocol::{CloseCode, ErrorCode, ServerFrame, WireFormat, codec},
+    protocol::{CloseCode, ErrorCode, ServerFrame, UserId, WireFormat, codec},
     session::Allowance,
 };
 
@@ -160,6 +161,18 @@ impl Places {
         Ok(())
     }
 
+    fn enter_user(&mut self, config: &GateConfig, user: &Arc<str>) -> Result<(), Reason> {
+        if config.clients_per_user == 0 {
+            return Ok(());
+        }
+        let count = self.by_user.entry(Arc::clone(user)).or_default();
+        if full(config.clients_per_user, *count) {
+            return Err(Reason::User);
+        }
+        *count += 1;
+        Ok(())
+    }
+
     fn arrives(&mut self, config: &GateConfig, network: Network) -> bool {
         let now = Instant::now();
         let allowance = self.arrivals.get_or_insert_mut(network, || Allowance::full(now));
@@ -214,6 +227,21 @@ pub struct Admission {
     user: Option<Arc<str>>,
 }
 
+impl Admit for Admission {
+    fn admit_user(&mut self, user: &UserId) -> bool {
+        if self.user.is_some() {
+            return true;
+        }
+        let user: Arc<str> = user.as_str().into();
+        let admitted = self.gate.places.lock().enter_user(&self.gate.config, &user);
+        match admitted {
+            Ok(()) => self.user = Some(user),
+            Err(reason) => self.gate.count(reason),
+        }
+        admitted.is_ok()
+    }
+}
+
 impl Drop for Admission {
     fn drop(&mut self) {
         self.gate.places.lock().leave(self.network, self.user.take());
@@ -233,6 +261,7 @@ pub(super) enum Reason {
     User,
     Rate,
     Origin,
+    Keys,
 }
 
 impl Reason {
@@ -245,6 +274,7 @@ impl Reason {
             Self::User => "user",
             Self::Rate => "rate",
             Self::Origin => "origin",
+            Self::Keys => "keys",
         }
     }
 }
@@ -265,6 +295,11 @@ impl Refusal {
         Self { reason, after: Duration::from_millis(after) }
     }
 
+    /// While nobody's token can be verified.
+    pub(super) fn without_keys() -> Self {
+        Self::new(Reason::Keys)
+    }
+
     /// For a stream: an EventSource gives up for good on any status but 200, so it gets a stream
     /// that says when to come back and ends.
     pub(super) fn into_stream(self) -> Response {
@@ -283,6 +318,7 @@ impl Refusal {
             Reason::Ip => (ErrorCode::LimitExceeded, "your address has too many clients here"),
             Reason::User => (ErrorCode::LimitExceeded, "you have too many clients here"),
             Reason::Rate => (ErrorCode::LimitExceeded, "your address opens clients too fast"),
+            Reason::Keys => (ErrorCode::Unavailable, "tokens cannot be verified now"),
             Reason::Node | Reason::Sockets | Reason::Origin => {
                 (ErrorCode::NodeFull, "this node has as many clients as it may")
             }

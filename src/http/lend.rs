@@ -8,7 +8,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use parking_lot::Mutex;
@@ -32,6 +32,8 @@ pub(super) struct Lend(Arc<Loan>);
 struct Loan {
     wire: Mutex<Option<Wire>>,
     place: Mutex<Option<SocketPlace>>,
+    /// Wakes the HTTP stack where it waits for bytes: nothing else would once the socket is taken.
+    reader: Mutex<Option<Waker>>,
     pulse: Arc<Pulse>,
 }
 
@@ -47,7 +49,7 @@ pub(super) enum Wire {
 impl Lend {
     pub(super) fn new(wire: Wire, place: SocketPlace, pulse: Arc<Pulse>) -> Self {
         let (wire, place) = (Mutex::new(Some(wire)), Mutex::new(Some(place)));
-        Self(Arc::new(Loan { wire, place, pulse }))
+        Self(Arc::new(Loan { wire, place, reader: Mutex::new(None), pulse }))
     }
 
     /// The socket carries a client from now on, which is counted elsewhere.
@@ -59,6 +61,9 @@ impl Lend {
     pub(super) fn take(&self, stage: &Stage) -> Option<Socket> {
         let wire = self.0.wire.lock().take()?;
         self.carries_a_client();
+        if let Some(reader) = self.0.reader.lock().take() {
+            reader.wake();
+        }
         match wire {
             // Registered anew: the old registration would keep the HTTP stack's task alive.
             Wire::Plain(stream) => {
@@ -100,6 +105,8 @@ impl AsyncRead for Lend {
         );
         if polled.is_ready() {
             self.0.pulse.heard();
+        } else {
+            *self.0.reader.lock() = Some(cx.waker().clone());
         }
         polled
     }
@@ -143,5 +150,50 @@ impl AsyncWrite for Lend {
             (),
         );
         Poll::Ready(ready!(polled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        task::Wake,
+        time::Duration,
+    };
+
+    use prometheus_client::metrics::family::Family;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::http::{Gate, GateConfig};
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_bytes_is_woken_to_see_the_end_when_the_socket_is_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let gate = Gate::new(GateConfig { sockets: 1, ..GateConfig::default() }, Family::default());
+        let pulse = Arc::new(Pulse::new(Duration::from_secs(1), Duration::from_secs(1)));
+        let mut lend = Lend::new(Wire::Plain(stream), gate.socket().unwrap(), pulse);
+        let woken = Arc::new(Woken::default());
+        let waker = Arc::clone(&woken).into();
+        let mut byte = [0];
+        let mut read = |lend: &mut Lend| {
+            let mut into = ReadBuf::new(&mut byte);
+            Pin::new(lend).poll_read(&mut Context::from_waker(&waker), &mut into).map(drop)
+        };
+        assert!(read(&mut lend).is_pending());
+        let taken = lend.take(&Stage::default());
+        assert!(taken.is_some() && woken.0.load(Ordering::Relaxed));
+        assert!(read(&mut lend).is_ready());
+        assert!(gate.socket().is_some(), "a client's socket has no place among the others");
     }
 }

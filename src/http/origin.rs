@@ -14,7 +14,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use super::{Edge, ServerConfig, error::ApiError, gate::Reason};
-use crate::protocol::ErrorCode;
+use crate::{
+    auth::{Identity, Scope},
+    protocol::ErrorCode,
+};
 
 /// An origin that may be served: `https://example.com`, `https://*.example.com`, `*`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +176,12 @@ impl Allowed {
 
 /// Refuses pages that may not speak to the gateway, and tells browsers which may.
 pub(super) async fn guard(State(edge): State<Edge>, mut request: Request, next: Next) -> Response {
+    if edge.is_a_developers() && !names_this_machine(authority(request.uri(), request.headers())) {
+        edge.gate.count(Reason::Origin);
+        let message = "this developer's gateway answers to localhost only: a page elsewhere may have \
+                       its name lead here; set auth.environment, or server.allowed_origins";
+        return vary(ApiError::new(ErrorCode::OriginForbidden, message).into_response());
+    }
     let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
         return vary(next.run(request).await);
     };
@@ -194,6 +203,22 @@ pub(super) async fn guard(State(edge): State<Edge>, mut request: Request, next: 
     let readable = HeaderValue::from_static("retry-after");
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, readable);
     vary(response)
+}
+
+impl Edge {
+    /// Whether everybody on this machine may do everything.
+    fn is_a_developers(&self) -> bool {
+        let open = self.floor.auth.operates(&Identity::default(), Scope::Admin);
+        open && self.server.listen.ip().is_loopback() && self.server.allowed_origins.is_empty()
+    }
+}
+
+fn names_this_machine(authority: Option<&str>) -> bool {
+    let Some((host, port)) = authority.and_then(|authority| host_and_port(authority, "http"))
+    else {
+        return false;
+    };
+    Origin { scheme: "http".to_owned(), host, port }.is_loopback()
 }
 
 /// What a page may send.

@@ -2,8 +2,11 @@
 
 use axum::{
     Json,
-    extract::{Path, Query, Request, State, rejection::QueryRejection},
-    http::StatusCode,
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{HeaderMap, StatusCode},
 };
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +15,7 @@ use super::{
     error::{ApiError, read_json},
 };
 use crate::{
+    auth::{Scope, Verb},
     cluster::Disconnect,
     protocol::{Channel, ErrorCode, Member, MemberId, SessionId, UserId},
 };
@@ -40,12 +44,15 @@ pub(super) struct Presence {
 /// Who is in a channel, cluster-wide, in pages. With `limit=0` only how many.
 pub(super) async fn list(
     State(edge): State<Edge>,
-    Path(channel): Path<String>,
+    headers: HeaderMap,
+    path: Result<Path<String>, PathRejection>,
     query: Result<Query<PresenceQuery>, QueryRejection>,
 ) -> Result<Json<Presence>, ApiError> {
+    let Path(channel) = path?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let channel: Channel =
         channel.parse().map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?;
+    edge.allow(&*edge.caller(&headers).await?, Verb::Presence, &channel)?;
     let cluster = &edge.floor.cluster;
     cluster.synced().await;
     let limit = query.limit.unwrap_or(PAGE).min(PAGE_MAX);
@@ -75,6 +82,7 @@ pub(super) async fn disconnect(
     State(edge): State<Edge>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
+    edge.allow_scope(&*edge.caller(request.headers()).await?, Scope::Admin)?;
     let whom: Whom = read_json(request, &edge).await?;
     let session = whom.session.as_deref().map(session).transpose()?;
     if session.is_some() == whom.user.is_some() {

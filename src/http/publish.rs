@@ -14,6 +14,7 @@ use super::{
     error::{ApiError, RETRY_AFTER, read_json},
 };
 use crate::{
+    auth::Verb,
     broker::{BrokerError, Publication, Receipt},
     protocol::{
         Channel, Draft, ErrorCode, MessageId, Position,
@@ -70,9 +71,13 @@ impl Outcome {
 /// Publishes an event to one channel, or to each of several. 2xx means that it is in all of them.
 pub(super) async fn one(State(edge): State<Edge>, request: Request) -> Result<Response, ApiError> {
     let limits = &edge.floor.limits;
+    let caller = edge.caller(request.headers()).await?;
     let body: Body = read_json(request, &edge).await?;
     let several = body.channels.is_some();
     let batch = publications(body, limits.event_bytes, limits.batch_events)?;
+    for publication in &batch {
+        edge.allow(&caller, Verb::Publish, &publication.channel)?;
+    }
     let mut outcomes = publish(&edge, batch).await;
     match outcomes.iter().find_map(Outcome::error) {
         Some(error) if !several => return Err(error.clone()),
@@ -102,6 +107,7 @@ pub(super) async fn batch(
     request: Request,
 ) -> Result<Response, ApiError> {
     let limits = &edge.floor.limits;
+    let caller = edge.caller(request.headers()).await?;
     let body: Batch = read_json(request, &edge).await?;
     if limits.batch_events < body.events.len() {
         let (len, most) = (body.events.len(), limits.batch_events);
@@ -111,7 +117,9 @@ pub(super) async fn batch(
     let single = |raw: &RawValue| {
         let body: Body = serde_json::from_str(raw.get())
             .map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
-        publications(body, limits.event_bytes, 1).map(|mut one| one.remove(0))
+        let one = publications(body, limits.event_bytes, 1).map(|mut one| one.remove(0))?;
+        edge.allow(&caller, Verb::Publish, &one.channel)?;
+        Ok(one)
     };
     let parsed: Vec<_> = body.events.iter().map(|raw| single(raw)).collect();
     let good = parsed.iter().filter_map(|event| event.as_ref().ok().cloned()).collect();

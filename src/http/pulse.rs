@@ -102,7 +102,8 @@ impl State {
     }
 
     fn wrote(&mut self, now: Instant) {
-        if self.phase == Phase::Idle {
+        // On HTTP/2 pings are answered however long nothing is asked for.
+        if self.phase == Phase::Idle && !self.multiplexed {
             self.since = now;
         }
     }

@@ -10,7 +10,10 @@ use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use sha1::{Digest as _, Sha1};
 
 use super::{Edge, error::ApiError, lend::Lend};
-use crate::{connection::Connection, protocol::ErrorCode};
+use crate::{
+    connection::{Arrival, Connection},
+    protocol::ErrorCode,
+};
 
 /// The subprotocol; a client that names others only is refused, one that names none is served.
 const SUBPROTOCOL: &str = "crossfade.v1";
@@ -25,6 +28,9 @@ pub(super) async fn open(
         Ok(admission) => admission,
         Err(refusal) => return Ok(refusal.into_response()),
     };
+    // A browser is not shown why a handshake failed: it is told over the WebSocket.
+    let identity = edge.client(request.headers(), request.uri()).await;
+    let arrival = Arrival { identity, admission: Box::new(admission) };
     let upgrade = hyper::upgrade::on(&mut request);
     let stage = edge.connections.clone();
     edge.connections.spawn_client(Box::pin(async move {
@@ -32,12 +38,12 @@ pub(super) async fn open(
         // Bytes that came right behind the handshake belong to the first frame.
         let Ok(parts) = downcast::<TokioIo<Lend>>(upgraded) else { return };
         let Some(socket) = lend.take(&stage) else { return };
-        let (connection, first) = Connection::websocket(edge.floor, socket, &parts.read_buf);
+        let (connection, first) =
+            Connection::websocket(edge.floor, socket, &parts.read_buf, arrival);
         drop(parts);
         // Its own task, so that nothing of the handshake stays with the client.
         stage.spawn_client(async move {
             connection.run(first).await;
-            drop(admission);
         });
     }));
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();

@@ -82,7 +82,7 @@ fn behind(piece: &Slice, range: Range) -> Option<Range> {
 fn follows(piece: &Slice, next: &Slice, range: Range) -> bool {
     let first = next.events.first().map(|(offset, _)| *offset);
     let expected = match range {
-        Range::After(offset) => offset + 1,
+        Range::After(offset) => offset.saturating_add(1),
         Range::Until(offset) => offset,
     };
     piece.epoch == next.epoch && first.is_none_or(|first| first == expected)

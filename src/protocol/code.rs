@@ -21,6 +21,12 @@ pub enum ErrorCode {
     NameInvalid,
     /// No valid session id, or none of this node's.
     SessionUnknown,
+    /// No token or key where one is needed, or one that does not count.
+    Unauthorised,
+    /// The token has expired.
+    TokenExpired,
+    /// Known, and not allowed.
+    Forbidden,
     /// Subscribed to that channel already.
     AlreadySubscribed,
     /// Not subscribed to that channel.
@@ -49,7 +55,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Malformed,
         Self::UnknownType,
         Self::ChannelInvalid,
@@ -57,6 +63,9 @@ impl ErrorCode {
         Self::IdInvalid,
         Self::NameInvalid,
         Self::SessionUnknown,
+        Self::Unauthorised,
+        Self::TokenExpired,
+        Self::Forbidden,
         Self::AlreadySubscribed,
         Self::NotSubscribed,
         Self::LimitExceeded,
@@ -81,6 +90,9 @@ impl ErrorCode {
             Self::IdInvalid => "id_invalid",
             Self::NameInvalid => "name_invalid",
             Self::SessionUnknown => "session_unknown",
+            Self::Unauthorised => "unauthorised",
+            Self::TokenExpired => "token_expired",
+            Self::Forbidden => "forbidden",
             Self::AlreadySubscribed => "already_subscribed",
             Self::NotSubscribed => "not_subscribed",
             Self::LimitExceeded => "limit_exceeded",
@@ -106,8 +118,9 @@ impl ErrorCode {
             | Self::IdInvalid
             | Self::NameInvalid
             | Self::TooMany => 400,
-            Self::OriginForbidden => 403,
+            Self::Forbidden | Self::OriginForbidden => 403,
             Self::SessionUnknown | Self::NotSubscribed | Self::NotFound => 404,
+            Self::Unauthorised | Self::TokenExpired => 401,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
             Self::AlreadySubscribed => 409,
@@ -136,6 +149,8 @@ pub enum CloseCode {
     BadFrame,
     /// No first frame within the connect timeout.
     Unauthorised,
+    /// The token has expired.
+    TokenExpired,
     /// The node stops; another one takes over.
     Draining,
     /// The socket took nothing for longer than the configured time.
@@ -152,7 +167,7 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Normal,
         Self::ProtocolError,
         Self::InvalidText,
@@ -160,6 +175,7 @@ impl CloseCode {
         Self::TryLater,
         Self::BadFrame,
         Self::Unauthorised,
+        Self::TokenExpired,
         Self::Draining,
         Self::TooSlow,
         Self::RateLimited,
@@ -178,6 +194,7 @@ impl CloseCode {
             Self::TryLater => 1013,
             Self::BadFrame => 4000,
             Self::Unauthorised => 4001,
+            Self::TokenExpired => 4002,
             Self::Draining => 4003,
             Self::TooSlow => 4004,
             Self::RateLimited => 4005,
@@ -197,6 +214,7 @@ impl CloseCode {
             Self::TryLater => "try again later",
             Self::BadFrame => "bad frame",
             Self::Unauthorised => "unauthorised",
+            Self::TokenExpired => "token expired",
             Self::Draining => "draining",
             Self::TooSlow => "too slow",
             Self::RateLimited => "rate limited",
@@ -209,9 +227,12 @@ impl CloseCode {
     /// Whether the client should come back by itself.
     pub const fn reconnect(self) -> bool {
         match self {
-            Self::TryLater | Self::Draining | Self::TooSlow | Self::RateLimited | Self::Silent => {
-                true
-            }
+            Self::TryLater
+            | Self::TokenExpired
+            | Self::Draining
+            | Self::TooSlow
+            | Self::RateLimited
+            | Self::Silent => true,
             Self::Normal
             | Self::ProtocolError
             | Self::InvalidText

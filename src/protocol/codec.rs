@@ -112,6 +112,7 @@ fn sse_name(frame: &ServerFrame) -> &'static str {
         ServerFrame::Unsubscribed { .. } => "crossfade.unsubscribed",
         ServerFrame::Presence { .. } => "crossfade.presence",
         ServerFrame::Shown { .. } => "crossfade.shown",
+        ServerFrame::Expiring { .. } => "crossfade.expiring",
         ServerFrame::Reset { .. } => "crossfade.reset",
         ServerFrame::Published { .. } => "crossfade.published",
         ServerFrame::History { .. } => "crossfade.history",

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Channel, CloseCode, Data, Draft, ErrorCode, Event, EventName, MemberId, MessageId, Position,
-    PresenceNews, SessionId,
+    PresenceNews, SessionId, Token,
 };
 
 /// The number a client gives a request; the reply repeats it.
@@ -19,10 +19,12 @@ pub type RequestId = u64;
 /// What a client says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientFrame {
-    /// The first frame, or none: who it is.
+    /// The first frame, or none: who it is. Later: a new token for the same user.
     Connect {
         /// Its number.
         id: Option<RequestId>,
+        /// Who it is.
+        token: Option<Token>,
         /// The session it had before.
         session: Option<SessionId>,
         /// It moves by plan: the session's connection so far may go on for a while.
@@ -141,6 +143,7 @@ struct Fields<'a> {
     #[serde(rename = "type")]
     kind: String,
     id: Option<RequestId>,
+    token: Option<String>,
     session: Option<String>,
     channel: Option<String>,
     since: Option<String>,
@@ -176,7 +179,8 @@ impl Fields<'_> {
             "connect" => {
                 let session = self.session.as_deref().map(str::parse).transpose();
                 let session = session.map_err(because(ErrorCode::SessionUnknown))?;
-                Ok(ClientFrame::Connect { id, session, overlap: self.overlap })
+                let token = self.token.map(Token::new);
+                Ok(ClientFrame::Connect { id, token, session, overlap: self.overlap })
             }
             "subscribe" => Ok(ClientFrame::Subscribe {
                 id,
@@ -328,6 +332,15 @@ pub enum ServerFrame {
         id: Option<RequestId>,
         /// Which channel.
         channel: Channel,
+        /// Why the gateway took it away.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        code: Option<ErrorCode>,
+    },
+    /// The token expires soon: send a new one in a connect frame.
+    Expiring {
+        /// In so many milliseconds.
+        #[serde(rename = "in")]
+        within: u64,
     },
     /// Something was missed that the log no longer holds: load the state anew.
     Reset {

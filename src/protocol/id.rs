@@ -98,6 +98,36 @@ impl FromStr for SessionId {
     }
 }
 
+/// What somebody shows to say who they are. It shows itself to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// Takes whatever was shown.
+    pub fn new(shown: impl Into<String>) -> Self {
+        Self(shown.into())
+    }
+
+    /// What was shown.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Token {
+    type Err = std::convert::Infallible;
+
+    fn from_str(shown: &str) -> Result<Self, Self::Err> {
+        Ok(Self::new(shown))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(token)")
+    }
+}
+
 /// Why a text is no id or name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {

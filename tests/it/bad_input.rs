@@ -136,6 +136,7 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
         ("/api/channels/a/history?since=x", "position_invalid"),
         ("/api/channels/a/history?limit=x", "malformed"),
         ("/api/channels/%ff/history", "malformed"),
+        ("/api/channels/%ff/presence", "malformed"),
         ("/ws", "malformed"),
     ] {
         let (status, answer) = api.get(path).await;
@@ -147,7 +148,7 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
 async fn a_head_request_is_not_answered_with_a_stream() {
     let gateway = TestGateway::start().await;
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
-    let head = b"HEAD /events?channel=a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let head = b"HEAD /events?channel=a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     socket.write_all(head).await.unwrap();
     let mut answer = String::new();
     soon("it is answered", socket.read_to_string(&mut answer)).await.unwrap();
@@ -182,7 +183,7 @@ async fn a_socket_that_never_says_what_it_wants_is_given_up() {
     let mut silent = Ws::open(gateway.addr).await;
     assert_eq!(silent.closed().await, "4001");
     let mut slow = TcpStream::connect(gateway.addr).await.unwrap();
-    slow.write_all(b"GET /events?channel=a HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+    slow.write_all(b"GET /events?channel=a HTTP/1.1\r\nhost: localhost\r\n").await.unwrap();
     let mut answer = Vec::new();
     soon("the gateway hangs up", slow.read_to_end(&mut answer)).await.unwrap();
 }
@@ -211,7 +212,7 @@ async fn a_client_that_stays_silent_is_given_up_and_one_that_answers_is_not() {
 /// A WebSocket whose handshake is done, as bare bytes.
 async fn shaken(gateway: &TestGateway) -> TcpStream {
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
-    let head = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+    let head = "GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     socket.write_all(head.as_bytes()).await.unwrap();
     let mut answer = Vec::new();

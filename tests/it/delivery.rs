@@ -326,12 +326,16 @@ async fn a_connection_that_carried_calls_before_becomes_a_stream() {
     let body = r#"{"channel":"news","data":1}"#;
     for _ in 0..2 {
         let len = body.len();
-        let call =
-            format!("POST /api/publish HTTP/1.1\r\nhost: x\r\ncontent-length: {len}\r\n\r\n");
+        let call = format!(
+            "POST /api/publish HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len}\r\n\r\n"
+        );
         socket.write_all(format!("{call}{body}").as_bytes()).await.unwrap();
         read_until(&mut socket, "\"duplicate\":false}").await;
     }
-    socket.write_all(b"GET /events?channel=news HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    socket
+        .write_all(b"GET /events?channel=news HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
     read_until(&mut socket, "event: open").await;
     Api::of(gateway.addr).publish("news", "after").await;
     read_until(&mut socket, "\"after\"").await;
@@ -341,7 +345,7 @@ async fn a_connection_that_carried_calls_before_becomes_a_stream() {
 async fn a_frame_sent_right_behind_the_handshake_is_heard() {
     let gateway = TestGateway::start().await;
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
-    let head = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+    let head = "GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let text = br#"{"type":"subscribe","channel":"news"}"#;
     let mut bytes = head.as_bytes().to_vec();

@@ -25,7 +25,7 @@ async fn a_socket_that_does_not_come_to_the_point_is_closed_in_every_phase() {
         b"PRI * HTTP/2.0\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET /events?chann",
-        b"GET /events?channel=a HTTP/1.1\r\nhost: x\r\n",
+        b"GET /events?channel=a HTTP/1.1\r\nhost: localhost\r\n",
     ] {
         let begun = Instant::now();
         let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
@@ -39,7 +39,7 @@ async fn a_socket_that_does_not_come_to_the_point_is_closed_in_every_phase() {
 async fn a_head_that_trickles_buys_no_time() {
     let gateway = TestGateway::with(|config| config.server.header_timeout = SHORT).await;
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
-    socket.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\nx: ").await.unwrap();
+    socket.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nx: ").await.unwrap();
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     let closed = async {
         loop {
@@ -76,7 +76,7 @@ async fn a_connection_that_rests_between_two_requests_may_rest_longer() {
 
 /// Sends a request on a connection that stays, and reads the answer's head and body.
 async fn asks(socket: &mut TcpStream, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"}") {
@@ -340,7 +340,7 @@ async fn a_body_that_trickles_is_given_up() {
     let gateway = TestGateway::with(|config| config.server.body_timeout = SHORT).await;
     let begin = "POST /api/publish HTTP/1.1\r\ncontent-length: 1000\r\n";
     let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
-    socket.write_all(format!("{begin}host: x\r\n\r\n{{").as_bytes()).await.unwrap();
+    socket.write_all(format!("{begin}host: localhost\r\n\r\n{{").as_bytes()).await.unwrap();
     let mut tick = tokio::time::interval(SHORT / 10);
     let mut answer = Vec::new();
     while !answer.ends_with(b"}}") {
@@ -368,4 +368,18 @@ async fn a_node_that_stops_says_so_before_it_turns_anybody_away() {
     late.expect_data([1]).await;
     assert_eq!(late.expect("goodbye").await["code"], 4003);
     assert_eq!(gateway.stop().await, 0);
+}
+
+#[tokio::test]
+async fn a_developers_gateway_answers_to_the_names_of_this_machine_only() {
+    let gateway = TestGateway::start().await;
+    let api = Api::of(gateway.addr);
+    let status = async |host: &str| {
+        let request = api.http.get(format!("{}/api/channels", api.base)).header("host", host);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(status("evil.example:8080").await, 403);
+    for host in ["localhost:8080", "127.0.0.1", "page.localhost:1", "[::1]:8080"] {
+        assert_eq!(status(host).await, 200, "{host}");
+    }
 }

@@ -4,6 +4,7 @@
 mod bad_input;
 mod broker_contract;
 mod cli;
+mod credentials;
 mod delivery;
 mod edge;
 mod fixtures;

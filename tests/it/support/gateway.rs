@@ -144,7 +144,7 @@ async fn spawn(vars: &[(String, String)], listen: SocketAddr) -> (Child, SocketA
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) base: Arc<str>,
-    http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
 }
 
 impl Api {

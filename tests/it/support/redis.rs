@@ -112,7 +112,7 @@ impl PrivateRedis {
 
     /// It keeps on disk what it acknowledged.
     pub(crate) async fn durable() -> Self {
-        Self::with(&["--appendonly", "yes"]).await
+        Self::with(&["--appendonly", "yes", "--appendfsync", "always"]).await
     }
 
     /// It asks for this password.

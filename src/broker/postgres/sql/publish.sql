@@ -21,6 +21,10 @@ begin
         raise exception 'the channel name % has a character that may not be in it', quote_literal(channel)
         using errcode = 'invalid_parameter_value',
             hint = 'Only A-Z a-z 0-9 _ - . : / @ # = may be in a channel name.';
+    elsif split_part(channel, ':', 1) = 'crossfade' and strpos(channel, ':') > 0 then
+        raise exception 'the namespace crossfade is the gateway''s own'
+        using errcode = 'invalid_parameter_value',
+            hint = 'Choose another namespace: what stands there tells the nodes what to do.';
     elsif data is null then
         raise exception 'the event has no data'
         using errcode = 'null_value_not_allowed',
