@@ -134,30 +134,13 @@ fn frame(name: &str) -> ServerFrame {
             version: 1,
         },
         "subscribed" => subscribed(None),
-        "subscribed with members" => {
-            let ann = Member {
-                user: Some("ann".parse().unwrap()),
-                info: Some(Data::json(r#"{"name":"Ann"}"#).unwrap()),
-                ..member("00112233445566778899", r#"{"at":3}"#)
-            };
-            let members = Some(vec![Arc::new(ann)]);
-            subscribed(Some(PresenceNews { members, count: 1, ..PresenceNews::default() }))
-        }
+        "subscribed with members" => subscribed(Some(all())),
         "unsubscribed" => ServerFrame::Unsubscribed { id: Some(3), channel, code: None },
         "taken away" => {
             ServerFrame::Unsubscribed { id: None, channel, code: Some(ErrorCode::Forbidden) }
         }
         "expiring" => ServerFrame::Expiring { within: 30_000 },
-        "presence" => {
-            let news = PresenceNews {
-                members: None,
-                joined: vec![Arc::new(member("00112233445566778899", "1"))],
-                updated: vec![Arc::new(member("11112233445566778899", "2"))],
-                left: vec![Left { session: "22112233445566778899".parse().unwrap() }],
-                count: 2,
-            };
-            ServerFrame::Presence { channel, news: Box::new(news) }
-        }
+        "presence" => ServerFrame::Presence { channel, news: Box::new(changes()) },
         "presence counted" => {
             let news = PresenceNews { count: 4711, ..PresenceNews::default() };
             ServerFrame::Presence { channel, news: Box::new(news) }
@@ -175,18 +158,7 @@ fn frame(name: &str) -> ServerFrame {
             position: at("k3f9-18"),
             duplicate: false,
         },
-        "history" => {
-            let event = PageEvent {
-                id: "m1".parse().unwrap(),
-                name: Some("created".parse().unwrap()),
-                data: Data::json(r#"{"total":9}"#).unwrap(),
-                position: at("k3f9-18"),
-                time: TIME,
-            };
-            let events = vec![event];
-            let page = Page { channel, events, position: at("k3f9-18"), complete: true };
-            ServerFrame::History { id: Some(5), page }
-        }
+        "history" => ServerFrame::History { id: Some(5), page: page() },
         "goodbye" => ServerFrame::goodbye(CloseCode::Draining, 1200),
         "ping" => ServerFrame::Ping,
         "error" => ServerFrame::Error {
@@ -195,6 +167,41 @@ fn frame(name: &str) -> ServerFrame {
             message: "a channel name has at least one character".to_owned(),
         },
         other => panic!("no frame is called {other:?}: build it here"),
+    }
+}
+
+fn all() -> PresenceNews {
+    let ann = Member {
+        user: Some("ann".parse().unwrap()),
+        info: Some(Data::json(r#"{"name":"Ann"}"#).unwrap()),
+        ..member("00112233445566778899", r#"{"at":3}"#)
+    };
+    PresenceNews { members: Some(vec![Arc::new(ann)]), count: 1, ..PresenceNews::default() }
+}
+
+fn changes() -> PresenceNews {
+    PresenceNews {
+        members: None,
+        joined: vec![Arc::new(member("00112233445566778899", "1"))],
+        updated: vec![Arc::new(member("11112233445566778899", "2"))],
+        left: vec![Left { session: "22112233445566778899".parse().unwrap() }],
+        count: 2,
+    }
+}
+
+fn page() -> Page {
+    let event = PageEvent {
+        id: "m1".parse().unwrap(),
+        name: Some("created".parse().unwrap()),
+        data: Data::json(r#"{"total":9}"#).unwrap(),
+        position: "k3f9-18".parse().unwrap(),
+        time: TIME,
+    };
+    Page {
+        channel: "orders:42".parse().unwrap(),
+        events: vec![event],
+        position: "k3f9-18".parse().unwrap(),
+        complete: true,
     }
 }
 
