@@ -57,6 +57,8 @@ export type ConnectionState = "idle" | "connecting" | "connected" | "reconnectin
 export type EventOf<K extends ClientEvent["type"]> = Extract<ClientEvent, { type: K }>;
 
 const BLOCKED = "crossfade:websocket-blocked";
+/** Channels after which is looked which of them are still held. */
+const SWEEP = 1000;
 const BLOCKED_FOR = 3_600_000;
 
 export class Client {
@@ -64,7 +66,10 @@ export class Client {
   readonly #base: string;
   readonly #getToken: (() => string | Promise<string>) | undefined;
   readonly #wires = new Map<number, Wire>();
+  /** Those that somebody listens to, or is in. */
   readonly #channels = new Map<string, Channel>();
+  /** Those that the application may still hold: the same name is the same object. */
+  readonly #known = new Map<string, WeakRef<Channel>>();
   readonly #listeners = new Map<string, Set<(event: never) => void>>();
   readonly #waiting = new Map<number, PromiseWithResolversOf>();
   readonly #inputs: Happening[] = [];
@@ -107,16 +112,7 @@ export class Client {
         `${JSON.stringify(name)} is no channel name: 1 to 200 of A-Z a-z 0-9 _ - . : / @ # =, not crossfade:…`,
       );
     }
-    let channel = this.#channels.get(name);
-    if (!channel) {
-      channel = new Channel(name, {
-        want: (wish) => this.#want(name, wish),
-        ask: (frame) => this.#ask(frame),
-        id: () => this.#world.id(),
-        report: (cause) => this.#report(cause),
-      });
-      this.#channels.set(name, channel);
-    }
+    const channel = this.#channels.get(name) ?? this.#known.get(name)?.deref() ?? this.#make(name);
     if (options.since !== undefined) channel.startAt(options.since);
     return channel as unknown as Channel<E>;
   }
@@ -148,9 +144,28 @@ export class Client {
     this.#happen({ type: "move", to, reason });
   }
 
-  #want(channel: string, wish: Wish | undefined): void {
-    if (wish) this.#stay();
-    this.#happen({ type: "want", channel, wish });
+  #make(name: string): Channel {
+    const channel: Channel = new Channel(name, {
+      want: (wish) => this.#want(channel, wish),
+      ask: (frame) => this.#ask(frame),
+      id: () => this.#world.id(),
+      report: (cause) => this.#report(cause),
+    });
+    // A page that shows one thing after the other must not keep them all.
+    if (this.#known.size % SWEEP === SWEEP - 1) {
+      for (const [name, held] of this.#known) if (!held.deref()) this.#known.delete(name);
+    }
+    this.#known.set(name, new WeakRef(channel));
+    return channel;
+  }
+
+  #want(channel: Channel, wish: Wish | undefined): void {
+    const { name } = channel;
+    if (wish) {
+      this.#stay();
+      this.#channels.set(name, channel);
+    } else this.#channels.delete(name);
+    this.#happen({ type: "want", channel: name, wish });
   }
 
   #ask(frame: Omit<Request["frame"], "id">): Promise<never> {

@@ -7,7 +7,10 @@ import {
   type ClientFrame,
   compare,
   type Message,
+  type Page,
   type PresenceNews,
+  type Published,
+  type Refusal,
   readPositions,
   type ServerFrame,
 } from "./protocol.js";
@@ -93,6 +96,14 @@ export function ask({ s, now }: Turn, link: Link): void {
   }
 }
 
+/** Answers a request, and forgets it. */
+export function settle({ s, effects }: Turn, id: number, answer: Published | Page | Refusal): void {
+  const request = s.requests.get(id);
+  if (request) effects.push({ do: "settle", key: request.key, answer });
+  s.requests.delete(id);
+  for (const link of [s.link, s.next]) link?.sent.delete(id);
+}
+
 /** Asks for something, so that an answer, or none, tells whether the connection lives. */
 export function probe({ s, now }: Turn, link: Link, within: number): void {
   if (link.probe) return;
@@ -131,9 +142,7 @@ export function hear(t: Turn, link: Link, frame: ServerFrame, posted: boolean): 
       const request = s.requests.get(frame.id ?? -1);
       if (!request) return;
       if (frame.type === "published") acknowledged(t, request, frame.message_id);
-      s.requests.delete(frame.id as number);
-      t.effects.push({ do: "settle", key: request.key, answer: frame });
-      return;
+      return settle(t, frame.id as number, frame);
     }
     case "error":
       return refused(t, link, frame);
@@ -271,11 +280,7 @@ function refused(t: Turn, link: Link, frame: ServerFrame & { type: "error" }): v
     s.requests.set(id, { ...request, retryAt });
     return;
   }
-  if (request) {
-    s.requests.delete(id);
-    effects.push({ do: "settle", key: request.key, answer: frame });
-    return;
-  }
+  if (request) return settle(t, id, frame);
   if (id === s.reported) {
     if (code === "unknown_type") s.reportAt = undefined;
     return;

@@ -11,6 +11,7 @@ import {
   probe,
   reveal,
   say,
+  settle,
   streaming,
   sync,
   type Turn,
@@ -43,7 +44,7 @@ const STABLE = 10_000;
 const OVERLAP = 15_000;
 /** Fetched tokens in a row that may be refused. */
 const REFUSALS = 2;
-const PROBE = 3000;
+const PROBE = 5000;
 /** Errors that are one channel's, not the stream's. */
 const REFUSED = ["forbidden", "channel_invalid", "too_many"];
 /** Channels whose end is remembered after nobody listened any more. */
@@ -473,17 +474,16 @@ function lose(t: Turn, link: Link, why: Loss): void {
 
 /** A stream was refused for one of its channels: finds out which, and goes on with the others. */
 function bar(t: Turn, link: Link, { error: code = "", reason: message = code }: Loss): void {
-  const { s, effects } = t;
+  const { s } = t;
   const [channel, ...others] = link.subscriptions.keys();
   s.narrow = true;
   if (channel !== undefined && !others.length) {
     const reading = s.channels.get(channel);
     if (reading) s.channels.set(channel, { ...reading, barred: true });
     emit(t, { type: "error", code, message, channel });
-    for (const [id, { key, frame }] of s.requests) {
+    for (const [id, { frame }] of s.requests) {
       if (reading || frame.channel !== channel) continue;
-      s.requests.delete(id);
-      effects.push({ do: "settle", key, answer: { type: "error", code, message } });
+      settle(t, id, { type: "error", code, message });
     }
   }
   open(t);
@@ -539,8 +539,7 @@ function stop(t: Turn, reason: string, code?: number): void {
     code: "closed",
     message: `the client is closed: ${reason}`,
   } as const;
-  for (const { key } of s.requests.values()) effects.push({ do: "settle", key, answer });
-  s.requests.clear();
+  for (const id of s.requests.keys()) settle(t, id, answer);
   enter(s, "closed");
   emit(t, { type: "closed", reason, code });
 }

@@ -87,6 +87,20 @@ test("a publish resolves with its place, or fails with the gateway's reason", as
   ]);
 });
 
+test("the same name is the same channel, also after nobody listened", () => {
+  const c = client();
+  const channel = c.channel("a");
+  expect(c.channel("a")).toBe(channel);
+  channel.listen(() => {})();
+  expect(c.channel("a")).toBe(channel);
+  let got = 0;
+  channel.listen(() => got++);
+  socket().serve();
+  socket().event("a", 1);
+  expect(got).toBe(1);
+  c.close();
+});
+
 test("what is no channel name is refused where it is written", () => {
   expect(() => client().channel("a b")).toThrow(/no channel name/);
   expect(FakeSocket.opened).toHaveLength(0);

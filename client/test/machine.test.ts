@@ -173,7 +173,7 @@ describe("coming back", () => {
       w.darken();
       w.publish("a", "missed");
       w.happen({ type: "wake" });
-      w.run(5000);
+      w.run(7000);
       expect(w.delivered.map(({ data }) => data)).toEqual(["missed"]);
     }
   });
@@ -422,6 +422,7 @@ describe("what is asked", () => {
     expect(sent(w, "publish").length).toBeLessThanOrEqual(120);
     w.run(15_000);
     expect(w.answers.size).toBe(600);
+    expect(w.state.link?.sent.size).toBe(0);
     expect(w.delivered.map(({ data }) => data)).toEqual([...Array(600).keys()].map((i) => i + 1));
   });
 
