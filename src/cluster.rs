@@ -24,7 +24,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, trace, warn};
 
 pub use self::speech::{Claim, Disconnect};
-use self::speech::{Saying, Speech, announcement};
+use self::speech::{Saying, Speech};
 use crate::{
     broker::Retention,
     lifecycle::{self, Stage},
@@ -88,7 +88,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 
 /// Bytes of what may be asked of another node, and of what it may answer: questions must not push out
 /// what else nodes have to say.
-const ASKED_BYTES: usize = 64 << 10;
+const ASKED_BYTES: usize = 512 << 10;
 const ANSWERED_BYTES: usize = 1 << 20;
 
 /// Questions to other nodes that may be under way.
@@ -110,6 +110,8 @@ pub enum Order {
         /// Which.
         claim: Claim,
     },
+    /// Claims may have been lost: those under way are to be made again.
+    ClaimAgain,
     /// Cut off.
     Disconnect(Disconnect),
     /// Do what a client asks for beside its stream.
@@ -150,8 +152,8 @@ pub struct Cluster {
 struct State {
     roster: Roster,
     audience: Audience,
-    /// What this node holds, and for how many connections.
-    mine: HashMap<(Channel, MemberId), (Arc<Member>, usize)>,
+    /// What this node holds.
+    mine: HashMap<(Channel, MemberId), Held>,
     /// When each node spoke last, by this node's clock.
     heard: HashMap<NodeId, Instant>,
     /// Who was said to be dead, and when.
@@ -166,17 +168,27 @@ struct State {
     joining: Option<Joining>,
     /// Who may still come back, until when, and how often that has been over.
     parted: VecDeque<(Instant, Parted, u32)>,
-    unsaid: VecDeque<String>,
+    /// What is to be said, and whether it counts towards the limit.
+    unsaid: VecDeque<(String, bool)>,
     unsaid_bytes: usize,
+    /// Claims may have been dropped: those that are under way are made again.
+    reclaims: bool,
 }
 
 /// A node that waits to be shown everything.
 #[derive(Debug, Default)]
 struct Joining {
-    /// What each node has shown it of that.
-    parts: HashMap<NodeId, Snapshot>,
     /// Who spoke since, and what was said.
     since: Vec<(NodeId, Position, Option<Word>)>,
+}
+
+/// A member that this node holds.
+struct Held {
+    member: Arc<Member>,
+    /// For so many connections.
+    connections: usize,
+    /// Which time it is that it is held: who came before it left has nothing to do with it.
+    time: u64,
 }
 
 impl State {
@@ -213,6 +225,7 @@ impl Cluster {
             parted: VecDeque::new(),
             unsaid: VecDeque::new(),
             unsaid_bytes: 0,
+            reclaims: false,
         };
         let cluster = Arc::new(Self {
             me: NodeId::generate(),
@@ -272,7 +285,7 @@ impl Cluster {
         look: Look,
     ) -> Option<Entered> {
         let mut state = self.state.lock();
-        let held = state.mine.get(&(channel.clone(), session)).map(|(member, _)| member);
+        let held = state.mine.get(&(channel.clone(), session)).map(|held| &held.member);
         let before = held.or_else(|| state.roster.member(channel, session)).cloned();
         if look.state.is_none() && before.is_none() {
             return None;
@@ -285,12 +298,14 @@ impl Cluster {
             state: shown.or_else(|| before.as_ref().and_then(|before| before.state.clone())),
             since: before.map_or_else(lifecycle::unix_ms, |before| before.since),
         });
-        let held = state.mine.entry((channel.clone(), session));
-        let (look, holds) = held.or_insert_with(|| (Arc::clone(&member), 0));
-        *look = Arc::clone(&member);
-        *holds += 1;
+        let time = self.next_number();
+        let new = || Held { member: Arc::clone(&member), connections: 0, time };
+        let held = state.mine.entry((channel.clone(), session)).or_insert_with(new);
+        held.member = Arc::clone(&member);
+        held.connections += 1;
+        let time = held.time;
         self.say(&mut state, &Saying::Presence(Word::Hold(channel.clone(), member)));
-        Some(Entered { cluster: Arc::clone(self), channel: channel.clone(), session })
+        Some(Entered { cluster: Arc::clone(self), channel: channel.clone(), session, time })
     }
 
     /// Shows a channel to somebody, who is told from then on what changes.
@@ -355,20 +370,23 @@ impl Cluster {
     /// Answers what another node asked.
     pub fn answer(&self, asker: Asker, replies: String) {
         let Asker { node, number } = asker;
-        if ANSWERED_BYTES < replies.len() {
-            return;
-        }
+        let replies = if ANSWERED_BYTES < replies.len() {
+            r#"{"type":"error","code":"too_large","message":"done, but the answer is too large to be passed between nodes: ask for less at once"}"#.to_owned()
+        } else {
+            replies
+        };
         self.say(&mut self.state.lock(), &Saying::Answer { to: node, number, replies });
     }
 
     fn say(&self, state: &mut State, saying: &Saying) {
         let Ok(saying) = serde_json::to_string(saying) else { return };
         state.unsaid_bytes += saying.len();
-        state.unsaid.push_back(saying);
+        state.unsaid.push_back((saying, true));
         if UNSAID_BYTES < state.unsaid_bytes {
             warn!("the broker is away for too long: what was to be said to other nodes is dropped");
-            state.unsaid.clear();
+            state.unsaid.retain(|(_, counted)| !counted);
             state.unsaid_bytes = 0;
+            state.reclaims = true;
             self.announce(state);
         }
         self.unsaid.notify_one();
@@ -377,11 +395,14 @@ impl Cluster {
     /// Says all that is held here.
     fn announce(&self, state: &mut State) {
         let held = state.mine.iter();
-        let held = held.map(|((c, _), (member, _))| (c.clone(), Arc::clone(member))).collect();
-        for saying in announcement(held) {
-            let Ok(saying) = serde_json::to_string(&saying) else { continue };
-            state.unsaid_bytes += saying.len();
-            state.unsaid.push_back(saying);
+        let held = held.map(|((c, _), held)| (c.clone(), Arc::clone(&held.member))).collect();
+        self.say_in_any_case(state, &Saying::Presence(Word::Here(held)));
+    }
+
+    /// Says what is as large as what is held, and so does not count as something that piles up.
+    fn say_in_any_case(&self, state: &mut State, saying: &Saying) {
+        if let Ok(saying) = serde_json::to_string(saying) {
+            state.unsaid.push_back((saying, false));
         }
         self.unsaid.notify_one();
     }
@@ -401,8 +422,8 @@ impl Cluster {
         for saying in say {
             match saying {
                 Saying::Presence(word) => self.listen_to(&mut state, from, at, word),
-                Saying::Snapshot { to, at, part, last } if to == self.me => {
-                    self.take_part(&mut state, from, at, part, last);
+                Saying::Snapshot { to, at, whole } if to == self.me => {
+                    self.take_snapshot(&mut state, at, whole);
                 }
                 Saying::Claim(claim) => orders.push(Order::Claimed { node: from, claim }),
                 Saying::Disconnect(whom) => orders.push(Order::Disconnect(whom)),
@@ -415,12 +436,15 @@ impl Cluster {
                         let _ = asking.send(replies);
                     }
                 }
-                Saying::Snapshot { to, last: true, .. } => drop(state.newcomers.remove(&to)),
-                Saying::Snapshot { .. } | Saying::Ask { .. } | Saying::Answer { .. } => {}
+                Saying::Snapshot { to, .. } => drop(state.newcomers.remove(&to)),
+                Saying::Ask { .. } | Saying::Answer { .. } => {}
             }
         }
         state.reached = Some(at);
         self.show_newcomers(&mut state);
+        if std::mem::take(&mut state.reclaims) {
+            orders.push(Order::ClaimAgain);
+        }
         if state.audience.has_news() {
             self.news.notify_one();
         }
@@ -445,9 +469,8 @@ impl Cluster {
             .collect();
         for node in waiting {
             state.newcomers.remove(&node);
-            for saying in speech::snapshot(node, at, state.roster.snapshot()) {
-                self.say(state, &saying);
-            }
+            let whole = state.roster.snapshot();
+            self.say_in_any_case(state, &Saying::Snapshot { to: node, at, whole });
         }
     }
 
@@ -463,6 +486,9 @@ impl Cluster {
         let gap = before.map_or(Duration::MAX, |before| now - before);
         if from == self.me && self.config.node_timeout / 2 < gap {
             state.heard.values_mut().for_each(|heard| *heard = now);
+            // Nor could those be heard who came back meanwhile.
+            let until = now + self.config.presence_grace;
+            state.parted.iter_mut().for_each(|(at, ..)| *at = until.max(*at));
         }
     }
 
@@ -474,15 +500,10 @@ impl Cluster {
         }
     }
 
-    fn take_part(&self, state: &mut State, from: NodeId, at: Position, part: Snapshot, last: bool) {
+    fn take_snapshot(&self, state: &mut State, at: Position, whole: Snapshot) {
         let Some(joining) = &mut state.joining else { return };
-        let whole = joining.parts.entry(from).or_default();
-        whole.records.extend(part.records);
-        whole.nodes.extend(part.nodes);
-        if last && let Some(whole) = joining.parts.remove(&from) {
-            joining.since.retain(|(_, said, _)| said.epoch != at.epoch || at.offset < said.offset);
-            self.begin(state, whole);
-        }
+        joining.since.retain(|(_, said, _)| said.epoch != at.epoch || at.offset < said.offset);
+        self.begin(state, whole);
     }
 
     /// Begins with what it was shown, and catches up with what was said since.
@@ -509,14 +530,18 @@ impl Cluster {
         trace!(%from, %at, ?word, "heard");
         match &word {
             Word::Hello if from != self.me => drop(state.newcomers.insert(from, Instant::now())),
-            Word::Here(_, true) => drop(state.newcomers.remove(&from)),
+            Word::Here(_) => drop(state.newcomers.remove(&from)),
             Word::Call if from != self.me => self.announce(state),
             Word::Bye => state.forget(from),
-            Word::Dead(node, _) if *node == self.me => {
+            Word::Dead(node, heard)
+                if *node == self.me && state.roster.heard(*node) == Some(*heard) =>
+            {
                 info!("the other nodes took this one for dead: it tells anew what it holds");
                 self.announce(state);
             }
-            Word::Dead(node, _) => state.forget(*node),
+            Word::Dead(node, heard) if state.roster.heard(*node) == Some(*heard) => {
+                state.forget(*node);
+            }
             _ => {}
         }
         let outcome = state.roster.apply(from, at, word);
@@ -559,37 +584,43 @@ pub struct Entered {
     cluster: Arc<Cluster>,
     channel: Channel,
     session: MemberId,
+    time: u64,
 }
 
 impl Entered {
-    /// Shows another state.
-    pub fn update(&self, shown: Data) {
+    /// Shows another state. Whether it is still shown: another connection may have made it leave.
+    pub fn update(&self, shown: Data) -> bool {
         let mut state = self.cluster.state.lock();
-        let key = (self.channel.clone(), self.session);
-        let Some((member, _)) = state.mine.get_mut(&key) else { return };
-        Arc::make_mut(member).state = Some(shown);
-        let word = Word::Hold(self.channel.clone(), Arc::clone(member));
+        let Some(held) = self.held(&mut state) else { return false };
+        Arc::make_mut(&mut held.member).state = Some(shown);
+        let word = Word::Hold(self.channel.clone(), Arc::clone(&held.member));
         self.cluster.say(&mut state, &Saying::Presence(word));
+        true
     }
 
-    /// Leaves at once.
+    /// Leaves at once, for all connections of the session.
     pub fn quit(self) {
         let mut state = self.cluster.state.lock();
-        if state.mine.remove(&(self.channel.clone(), self.session)).is_some() {
+        if self.held(&mut state).is_some() {
+            state.mine.remove(&(self.channel.clone(), self.session));
             let word = Word::Quit(self.channel.clone(), self.session);
             self.cluster.say(&mut state, &Saying::Presence(word));
         }
+    }
+
+    fn held<'a>(&self, state: &'a mut State) -> Option<&'a mut Held> {
+        let held = state.mine.get_mut(&(self.channel.clone(), self.session))?;
+        (held.time == self.time).then_some(held)
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         let mut state = self.cluster.state.lock();
-        let key = (self.channel.clone(), self.session);
-        let Some((_, holds)) = state.mine.get_mut(&key) else { return };
-        *holds -= 1;
-        if *holds == 0 {
-            state.mine.remove(&key);
+        let Some(held) = self.held(&mut state) else { return };
+        held.connections -= 1;
+        if held.connections == 0 {
+            state.mine.remove(&(self.channel.clone(), self.session));
             let word = Word::Release(self.channel.clone(), self.session);
             self.cluster.say(&mut state, &Saying::Presence(word));
         }

@@ -206,6 +206,7 @@ impl Config {
         at_least("node.head_check", self.node.head_check, Duration::from_millis(100))?;
         at_least("dedup.window", self.dedup.window, second)?;
         at_least("cluster.node_timeout", self.cluster.node_timeout, second)?;
+        at_least("cluster.presence_batch", self.cluster.presence_batch, Duration::from_millis(1))?;
         for (key, value) in [
             ("limits.subscriptions", limits.subscriptions),
             ("limits.event_bytes", limits.event_bytes),

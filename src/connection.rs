@@ -194,7 +194,9 @@ impl Connection {
         let id = session.unwrap_or_else(SessionId::generate);
         let mut this = Self::new(floor, socket, format, Session::new(id));
         this.receive(arrival);
-        this.floor.enlist(&this.client, session.is_some(), overlap);
+        if this.client.desk().parting().is_none() {
+            this.floor.enlist(&this.client, session.is_some(), overlap);
+        }
         let (client, floor) = (Arc::clone(&this.client), Arc::clone(&this.floor));
         this.work = Some(Box::pin(async move {
             requests::open_stream(&client, &floor, (channels, presence)).await;

@@ -60,8 +60,8 @@ pub enum Word {
     Hello,
     /// Say what you hold, all of you.
     Call,
-    /// This is all I hold, or a part of it; with `true` the last one.
-    Here(Vec<(Channel, Arc<Member>)>, bool),
+    /// This is all I hold.
+    Here(Vec<(Channel, Arc<Member>)>),
     /// Nothing was heard of this node since that position.
     Dead(NodeId, Position),
     /// I stop.
@@ -105,7 +105,8 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Roster {
     channels: HashMap<Channel, BTreeMap<MemberId, Record>>,
-    nodes: HashMap<NodeId, Presenter>,
+    /// The nodes that speak, and where each did last.
+    nodes: HashMap<NodeId, Position>,
 }
 
 /// A member and who holds it.
@@ -115,14 +116,6 @@ pub struct Record {
     holders: SmallVec<[NodeId; 2]>,
     /// Where the last holder's release stands.
     parted: Option<Position>,
-}
-
-/// A node that speaks.
-#[derive(Debug)]
-struct Presenter {
-    heard: Position,
-    /// The parts of its [`Word::Here`] so far.
-    parts: Vec<(Channel, Arc<Member>)>,
 }
 
 /// A roster as one node shows it to another.
@@ -164,8 +157,7 @@ impl Roster {
 
     /// Hears that `from` spoke at `at`.
     pub fn hear(&mut self, from: NodeId, at: Position) {
-        let new = || Presenter { heard: at, parts: Vec::new() };
-        self.nodes.entry(from).or_insert_with(new).heard = at;
+        self.nodes.insert(from, at);
     }
 
     /// Applies a word that `from` said at `at`.
@@ -183,9 +175,9 @@ impl Roster {
                 }
             }
             Word::Hello | Word::Call => {}
-            Word::Here(part, last) => self.here(from, at, part, last, &mut outcome),
+            Word::Here(all) => self.here(from, at, all, &mut outcome),
             Word::Dead(node, heard) => {
-                if self.nodes.get(&node).is_some_and(|node| node.heard == heard) {
+                if self.heard(node) == Some(heard) {
                     self.bury(node, &mut outcome);
                 }
             }
@@ -226,7 +218,12 @@ impl Roster {
 
     /// The nodes that speak, each with where it did last.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, Position)> {
-        self.nodes.iter().map(|(id, node)| (*id, node.heard))
+        self.nodes.iter().map(|(node, heard)| (*node, *heard))
+    }
+
+    /// Where a node spoke last.
+    pub fn heard(&self, node: NodeId) -> Option<Position> {
+        self.nodes.get(&node).copied()
     }
 
     fn hold(
@@ -291,16 +288,9 @@ impl Roster {
         &mut self,
         from: NodeId,
         at: Position,
-        part: Vec<(Channel, Arc<Member>)>,
-        last: bool,
+        all: Vec<(Channel, Arc<Member>)>,
         outcome: &mut Outcome,
     ) {
-        let Some(node) = self.nodes.get_mut(&from) else { return };
-        node.parts.extend(part);
-        if !last {
-            return;
-        }
-        let all = std::mem::take(&mut node.parts);
         let held: HashSet<_> = all.iter().map(|(c, member)| (c.clone(), member.session)).collect();
         for (channel, session) in self.held_by(from) {
             if !held.contains(&(channel.clone(), session)) {

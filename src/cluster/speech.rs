@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     presence::{NodeId, Snapshot, Word},
-    protocol::{Channel, Member, MemberId, Position, UserId},
+    protocol::{MemberId, Position, UserId},
 };
 
 /// What a node says at once.
@@ -22,8 +22,8 @@ pub(super) struct Speech {
 pub(super) enum Saying {
     /// About who is where.
     Presence(Word),
-    /// Everything as it was at that position, for a node that is new; with `last` the rest of it.
-    Snapshot { to: NodeId, at: Position, part: Snapshot, last: bool },
+    /// Everything as it was at that position, for a node that is new.
+    Snapshot { to: NodeId, at: Position, whole: Snapshot },
     /// A session has come to me: whoever has it lets go.
     Claim(Claim),
     /// Cut somebody off.
@@ -65,33 +65,6 @@ pub struct Disconnect {
     pub reason: Option<Arc<str>>,
 }
 
-/// Members of an announcement in one piece of it.
-const MEMBERS: usize = 100;
-
-/// The pieces of an announcement.
-pub(super) fn announcement(mut held: Vec<(Channel, Arc<Member>)>) -> Vec<Saying> {
-    let mut pieces = Vec::new();
-    while MEMBERS < held.len() {
-        let rest = held.split_off(MEMBERS);
-        pieces.push(Saying::Presence(Word::Here(std::mem::replace(&mut held, rest), false)));
-    }
-    pieces.push(Saying::Presence(Word::Here(held, true)));
-    pieces
-}
-
-/// The pieces of what a new node is shown.
-pub(super) fn snapshot(to: NodeId, at: Position, mut whole: Snapshot) -> Vec<Saying> {
-    let mut pieces = Vec::new();
-    while MEMBERS < whole.records.len() {
-        let rest = whole.records.split_off(MEMBERS);
-        let records = std::mem::replace(&mut whole.records, rest);
-        let part = Snapshot { records, nodes: Vec::new() };
-        pieces.push(Saying::Snapshot { to, at, part, last: false });
-    }
-    pieces.push(Saying::Snapshot { to, at, part: whole, last: true });
-    pieces
-}
-
 /// Writes down what is said.
 pub(super) fn write(from: NodeId, sayings: impl IntoIterator<Item = String>) -> String {
     let from = serde_json::to_string(&from).unwrap_or_default();
@@ -119,23 +92,5 @@ mod tests {
         let text = write(from, said.iter().map(|saying| serde_json::to_string(saying).unwrap()));
         let read: Speech = serde_json::from_str(&text).unwrap();
         assert_eq!((read.from, read.say.as_slice()), (from, said.as_slice()));
-    }
-
-    #[test]
-    fn an_announcement_ends_with_its_last_piece_and_only_there() {
-        let member = Arc::new(Member {
-            session: "00112233445566778899".parse().unwrap(),
-            user: None,
-            info: None,
-            state: None,
-            since: 0,
-        });
-        for (members, expected) in [(0, 1), (100, 1), (101, 2), (250, 3)] {
-            let held = vec![("a".parse().unwrap(), Arc::clone(&member)); members];
-            let pieces = announcement(held);
-            let last = |saying: &Saying| matches!(saying, Saying::Presence(Word::Here(_, true)));
-            assert_eq!(pieces.len(), expected);
-            assert_eq!(pieces.iter().position(last), Some(expected - 1));
-        }
     }
 }

@@ -59,10 +59,8 @@ pub(super) async fn listen(cluster: Arc<Cluster>, orders: mpsc::Sender<Order>, s
                 }
                 Step::Lost(_) => {
                     info!("the nodes' own log was lost: this node tells anew what it holds");
-                    let mut state = cluster.state.lock();
-                    let now = std::time::Instant::now();
-                    state.heard.values_mut().for_each(|heard| *heard = now);
-                    cluster.announce(&mut state);
+                    cluster.lost();
+                    let _ = orders.send(Order::ClaimAgain).await;
                 }
             }
         }
@@ -91,6 +89,8 @@ async fn join(cluster: &Cluster) -> Follower {
         debug!(others, me = %cluster.me, "listening to the other nodes");
         if others == 0 {
             cluster.begin(&mut state, Snapshot::default());
+            // By the broker's clock there is nobody. Clocks may be wrong.
+            cluster.say(&mut state, &Saying::Presence(Word::Call));
         } else {
             state.joining = Some(Joining::default());
             cluster.say(&mut state, &Saying::Presence(Word::Hello));
@@ -180,13 +180,14 @@ fn next_speech(cluster: &Cluster) -> Data {
     let mut sayings = Vec::new();
     let mut bytes = 0;
     while bytes < SPEECH_BYTES
-        && let Some(saying) = state.unsaid.pop_front()
+        && let Some((saying, counted)) = state.unsaid.pop_front()
     {
         bytes += saying.len();
+        if counted {
+            state.unsaid_bytes = state.unsaid_bytes.saturating_sub(saying.len());
+        }
         sayings.push(saying);
     }
-    // What is dropped in between is counted anew.
-    state.unsaid_bytes = state.unsaid_bytes.saturating_sub(bytes);
     Data::lenient(&speech::write(cluster.me, sayings))
 }
 
@@ -241,6 +242,19 @@ pub(super) async fn keep(cluster: Arc<Cluster>, stage: Stage) {
 }
 
 impl Cluster {
+    /// A part of the log is gone: all say anew what they hold.
+    fn lost(&self) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let now = std::time::Instant::now();
+        state.heard.values_mut().for_each(|heard| *heard = now);
+        if let Some(joining) = &mut state.joining {
+            joining.since.clear();
+        }
+        self.announce(state);
+        self.say(state, &Saying::Presence(Word::Call));
+    }
+
     fn keep(&self) {
         let now = std::time::Instant::now();
         let mut guard = self.state.lock();
@@ -252,50 +266,57 @@ impl Cluster {
         }
         self.show_newcomers(state);
         let is_judge = self.is_judge(state, now);
+        let in_touch = self.in_touch(state, now);
         let mut words = Vec::new();
         for (parted, tries) in due(state, now) {
-            if is_judge || 0 < tries {
+            if in_touch && (is_judge || 0 < tries) {
                 words.push(Word::Expire(parted.channel.clone(), parted.session, parted.at));
             }
-            state.parted.push_back((now + AGAIN, parted, tries + 1));
+            state.parted.push_back((now + AGAIN, parted, tries + u32::from(in_touch)));
         }
-        let patience = self.config.node_timeout + if is_judge { Duration::ZERO } else { AGAIN };
-        words.extend(self.silent(state, now, patience));
+        if in_touch {
+            let patience = self.config.node_timeout + if is_judge { Duration::ZERO } else { AGAIN };
+            words.extend(silent(state, now, patience));
+        }
         for word in words {
             self.say(state, &Saying::Presence(word));
         }
+    }
+
+    /// Who does not hear itself hears nobody, and judges nobody.
+    fn in_touch(&self, state: &State, now: std::time::Instant) -> bool {
+        let recently = self.config.node_timeout / 2;
+        state.heard.get(&self.me).is_some_and(|heard| now - *heard < recently)
     }
 
     /// The first of those who are heard judges. Who does not hear itself hears nobody.
     pub(super) fn is_judge(&self, state: &State, now: std::time::Instant) -> bool {
         let within = |heard: &std::time::Instant, time| now - *heard < time;
         let timeout = self.config.node_timeout;
-        let in_touch = state.heard.get(&self.me).is_some_and(|heard| within(heard, timeout / 2));
+        let in_touch = self.in_touch(state, now);
         let alive = state
             .heard
             .iter()
             .filter(|(node, heard)| within(heard, timeout) && !state.newcomers.contains_key(*node));
         in_touch && state.joining.is_none() && alive.map(|(node, _)| *node).min() == Some(self.me)
     }
+}
 
-    /// Says of whom nothing was heard for so long that they are dead.
-    fn silent(&self, state: &mut State, now: std::time::Instant, patience: Duration) -> Vec<Word> {
-        let State { roster, heard, accused, .. } = state;
-        // Who does not hear itself hears nobody.
-        let in_touch =
-            heard.get(&self.me).is_some_and(|me| now - *me < self.config.node_timeout / 2);
-        let is_silent = |(node, _): &(NodeId, Position)| {
-            in_touch
-                && heard.get(node).is_none_or(|heard| patience <= now - *heard)
-                && accused.get(node).is_none_or(|accused| AGAIN <= now - *accused)
-        };
-        let silent: Vec<_> = roster.nodes().filter(is_silent).collect();
-        for (node, _) in &silent {
+/// Says of whom nothing was heard for so long that they are dead.
+fn silent(state: &mut State, now: std::time::Instant, patience: Duration) -> Vec<Word> {
+    let State { roster, heard, accused, .. } = state;
+    // Only the roster's nodes can be buried; the others are just not there.
+    heard.retain(|node, heard| roster.heard(*node).is_some() || now - *heard < patience);
+    let mut words = Vec::new();
+    for (node, at) in roster.nodes() {
+        let silent = patience <= now - *heard.entry(node).or_insert(now);
+        if silent && accused.get(&node).is_none_or(|accused| AGAIN <= now - *accused) {
             info!(%node, "nothing was heard of a node for cluster.node_timeout: it is dead");
-            accused.insert(*node, now);
+            accused.insert(node, now);
+            words.push(Word::Dead(node, at));
         }
-        silent.into_iter().map(|(node, heard)| Word::Dead(node, heard)).collect()
     }
+    words
 }
 
 /// Those whose grace is over and who did not come back.

@@ -67,6 +67,8 @@ pub(super) struct Desk {
     pub(super) returning: bool,
     /// The nodes are being told that it has come here.
     pub(super) claiming: bool,
+    /// The session goes on elsewhere; this connection may end by itself.
+    pub(super) superseded: bool,
     /// Somebody said that the connection is to end.
     parting: Option<Parting>,
     /// Some onlooker has missed news.
@@ -187,6 +189,7 @@ impl Client {
             publishing: allowance,
             returning: false,
             claiming: false,
+            superseded: false,
             parting: None,
             stale: false,
             closed: false,

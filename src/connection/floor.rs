@@ -159,7 +159,8 @@ impl Floor {
     /// The newest stream of a session.
     fn stream_of(&self, session: MemberId) -> Option<Arc<Client>> {
         let clients = self.sessions.get(&session)?;
-        clients.iter().rev().find(|client| client.format.is_sse()).map(Arc::clone)
+        let current = |client: &&Arc<Client>| client.format.is_sse() && !client.desk().superseded;
+        clients.iter().rev().find(current).map(Arc::clone)
     }
 
     async fn perform(&self, client: &Arc<Client>, text: &str) -> Option<ServerFrame> {

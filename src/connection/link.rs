@@ -14,6 +14,8 @@ pub(super) struct Link {
     pub(super) onlooker: Option<Box<Onlooker>>,
     /// The client shows itself.
     pub(super) entered: Option<Box<Entered>>,
+    /// The client said that it does not want to be shown, before it was known whether it was.
+    pub(super) hidden: bool,
 }
 
 /// A look at a channel's presence that is kept up to date.
@@ -28,7 +30,7 @@ pub(super) struct Onlooker {
 
 impl Link {
     pub(super) fn new(hold: Hold) -> Self {
-        Self { hold, onlooker: None, entered: None }
+        Self { hold, onlooker: None, entered: None, hidden: false }
     }
 
     pub(super) fn log(&self) -> &ChannelLog {

@@ -42,6 +42,7 @@ pub async fn obey(floor: Arc<Floor>, mut orders: mpsc::Receiver<Order>, stage: S
         match order {
             None => return,
             Some(Order::Claimed { node, claim }) => let_go(&floor, node, claim, &stage),
+            Some(Order::ClaimAgain) => claim_again(&floor),
             Some(Order::Disconnect(whom)) => disconnect(&floor, &whom),
             Some(Order::Asked { session, frames, asker }) => {
                 let floor = Arc::clone(&floor);
@@ -70,6 +71,7 @@ fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
             client.part(CloseCode::Moved.into());
             continue;
         }
+        client.desk().superseded = true;
         let (client, stopping) = (Arc::downgrade(&client), stage.stopping().clone());
         stage.spawn_client(async move {
             let stopped = tokio::time::timeout(OVERLAP, stopping.cancelled()).await.is_ok();
@@ -77,6 +79,14 @@ fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
                 client.part(CloseCode::Moved.into());
             }
         });
+    }
+}
+
+fn claim_again(floor: &Floor) {
+    for client in floor.clients_where(|client| client.desk().claiming) {
+        let session = client.desk().member();
+        let (connection, at) = (client.number, client.arrived);
+        floor.cluster.claim(Claim { session, connection, at, overlap: false });
     }
 }
 

@@ -339,6 +339,11 @@ pub(super) fn settle(floor: &Floor, client: &Client) {
     for Subscription { channel, link, .. } in desk.session.subscriptions() {
         if link.entered.is_none() && floor.auth.may(&identity, Verb::Presence, channel) {
             link.entered = floor.cluster.enter(channel, member, look.clone()).map(Box::new);
+            if link.hidden
+                && let Some(entered) = link.entered.take()
+            {
+                entered.quit();
+            }
         }
     }
 }
@@ -354,11 +359,15 @@ fn show(
     let mut desk = client.desk();
     let (member, look) = (desk.member(), desk.look(state.clone()));
     if let Some(subscription) = desk.session.get(&channel) {
+        subscription.link.hidden = state.is_none();
         let entered = &mut subscription.link.entered;
         match (entered.take(), state) {
             (Some(shown), Some(state)) => {
-                shown.update(state);
-                *entered = Some(shown);
+                *entered = if shown.update(state) {
+                    Some(shown)
+                } else {
+                    floor.cluster.enter(&channel, member, look).map(Box::new)
+                };
             }
             (Some(shown), None) => shown.quit(),
             (None, Some(_)) => {

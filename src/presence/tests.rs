@@ -201,7 +201,7 @@ impl World {
     fn announce(&mut self, node: usize) {
         let held = self.nodes[node].mine.iter();
         let held = held.map(|(session, state)| (channel(), member(*session, *state))).collect();
-        self.say(node, Word::Here(held, true));
+        self.say(node, Word::Here(held));
     }
 
     /// Where a node spoke last.
