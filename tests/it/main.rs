@@ -7,6 +7,7 @@ mod cli;
 mod credentials;
 mod delivery;
 mod edge;
+mod fixtures;
 mod layers;
 mod outage;
 mod presence;

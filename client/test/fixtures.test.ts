@@ -1,0 +1,155 @@
+/** The wire as protocol/fixtures has it, which the gateway's tests read too. */
+import { readFileSync } from "node:fs";
+import { describe, expect, test } from "vitest";
+import {
+  type ClientFrame,
+  isChannelName,
+  readPosition,
+  readPositions,
+  reconnects,
+  type ServerFrame,
+  writePositions,
+} from "../src/protocol.js";
+import { blocks, frameOf } from "../src/sse.js";
+import type { Happening } from "../src/state.js";
+import { World } from "./world.js";
+
+function fixture(name: string) {
+  const path = new URL(`../../protocol/fixtures/${name}.json`, import.meta.url);
+  return JSON.parse(readFileSync(path, "utf8"));
+}
+
+const later = fixture("later");
+
+test("channel names", () => {
+  const { good, bad, longest } = fixture("channels");
+  for (const name of [...good, "x".repeat(longest)]) expect(isChannelName(name), name).toBe(true);
+  for (const name of [...bad, "x".repeat(longest + 1)])
+    expect(isChannelName(name), name).toBe(false);
+});
+
+test("positions", () => {
+  const { good, bad, streams } = fixture("positions");
+  for (const { text, epoch, offset } of good) expect(readPosition(text)).toEqual({ epoch, offset });
+  for (const text of bad) expect(readPosition(text), text).toBeUndefined();
+  for (const { channels, text, positions } of streams) {
+    expect(Object.fromEntries(readPositions(text, channels))).toEqual(positions);
+    expect(writePositions(channels, (name) => positions[name])).toBe(text);
+  }
+});
+
+test("close codes", () => {
+  for (const { code, reconnect } of [...fixture("closes"), ...later.closes]) {
+    expect(reconnects(code), code).toBe(reconnect);
+  }
+});
+
+describe("what a stream carries is what a WebSocket carries", () => {
+  for (const [name, { frame, sse }] of Object.entries<{ frame: ServerFrame; sse?: string }>(
+    fixture("server-frames"),
+  )) {
+    test.skipIf(!sse)(name, () => {
+      const [block] = blocks()(sse ?? "");
+      expect(block && frameOf(block)).toEqual(frame);
+    });
+  }
+});
+
+/** All that a client says while this happens to it; the numbers are those it was given. */
+function said(happenings: Happening[], prepare: (world: World) => void = () => {}): ClientFrame[] {
+  const world = new World(1, { transport: "websocket" });
+  prepare(world);
+  for (const what of happenings) {
+    world.happen(what);
+    world.run(500);
+  }
+  world.run(30_000);
+  const frames = world.effects.flatMap((effect) => (effect.do === "send" ? effect.frames : []));
+  return JSON.parse(JSON.stringify(frames));
+}
+
+describe("what the client says", () => {
+  const channel = "orders:42";
+  const session = "00000000-0000-4000-8000-000000000001";
+  const want: Happening = { type: "want", channel, wish: {} };
+  const frames = fixture("client-frames");
+  const stories: Record<string, () => ClientFrame[]> = {
+    connect: () => said([want]),
+    "connect with a token": () =>
+      said([want], (world) => {
+        world.state.token = "t1";
+      }),
+    "connect again": () =>
+      said([want], (world) => {
+        world.state.session = session;
+      }),
+    "connect by plan": () => {
+      const world = new World();
+      world.state.session = session;
+      world.happen(want);
+      world.run(500);
+      world.happen({ type: "move", to: "sse", reason: "" });
+      world.run(2000);
+      world.happen({ type: "move", to: "websocket", reason: "" });
+      world.run(2000);
+      const sent = world.effects.flatMap((effect) => (effect.do === "send" ? effect.frames : []));
+      return JSON.parse(JSON.stringify(sent));
+    },
+    subscribe: () => said([want]),
+    "subscribe behind": () => {
+      const wish = { since: "k3f9-17", presence: true, state: { at: 3 } };
+      return said([{ type: "want", channel, wish }]);
+    },
+    unsubscribe: () => said([want, { type: "want", channel }]),
+    publish: () => {
+      const frame = { type: "publish", channel, name: "created", data: { total: 9 } } as const;
+      return said([{ type: "request", key: 1, frame: { ...frame, message_id: "m1" } as never }]);
+    },
+    "publish unnamed": () => {
+      const frame = { type: "publish", channel, data: null, message_id: "m1" } as const;
+      return said([{ type: "request", key: 1, frame: frame as never }]);
+    },
+    history: () => {
+      const frame = { type: "history", channel, since: "k3f9-1", limit: 100 } as const;
+      return said([{ type: "request", key: 1, frame: frame as never }]);
+    },
+    show: () => said([want, { type: "want", channel, wish: { state: { at: 3 } } }]),
+    hide: () => said([{ type: "want", channel, wish: { state: 1 } }, want]),
+    pong: () => said([want]),
+  };
+  for (const [name, expected] of Object.entries<ClientFrame>(frames)) {
+    test(name, () => {
+      const numbered = "id" in expected ? { ...expected, id: expect.any(Number) } : expected;
+      expect(stories[name]?.()).toContainEqual(numbered);
+    });
+  }
+});
+
+describe("what the gateway will say is understood", () => {
+  test("migrate", () => {
+    const world = new World();
+    world.happen({ type: "want", channel: "a", wish: {} });
+    world.run(1000);
+    world.tell(later.server.migrate);
+    world.run(2000);
+    expect(world.events).toContainEqual({
+      type: "migrated",
+      from: "websocket",
+      to: "sse",
+      reason: "rollback",
+    });
+  });
+
+  test("a subscription that is taken away", () => {
+    const world = new World();
+    world.happen({ type: "want", channel: "orders:42", wish: {} });
+    world.run(1000);
+    world.tell(fixture("server-frames")["taken away"].frame);
+    world.run(100);
+    expect(world.events.at(-1)).toMatchObject({
+      type: "error",
+      code: "forbidden",
+      channel: "orders:42",
+    });
+  });
+});
