@@ -122,7 +122,7 @@ fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Fe
     let retentions = Arc::new(config.retentions());
     let stage = &lifecycle.background;
     Ok(match config.broker.kind {
-        BrokerKind::Memory => shared(MemoryBroker::new(&config.broker.memory, retentions)),
+        BrokerKind::Memory => shared(MemoryBroker::open(&config.broker.memory, retentions)?),
         BrokerKind::Redis => shared(RedisBroker::connect(&config.broker.redis, retentions, stage)?),
         BrokerKind::Postgres => {
             shared(PostgresBroker::connect(&config.broker.postgres, retentions, stage)?)
