@@ -20,5 +20,6 @@ pub mod metrics;
 pub mod node;
 pub mod presence;
 pub mod protocol;
+pub mod rollout;
 pub mod session;
 pub mod telemetry;

@@ -1,0 +1,6 @@
+//! Crossfading: who belongs on the new side, and whether it does well there.
+//!
+//! Everything here that judges is pure: time comes in as a number, and what was seen as counts.
+
+pub mod cohort;
+mod percentage;
