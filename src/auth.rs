@@ -279,6 +279,11 @@ impl Auth {
         identity.has(scope) || (self.is_development && self.anonymous.is_some())
     }
 
+    /// Whether this is a developer's machine.
+    pub fn is_development(&self) -> bool {
+        self.is_development
+    }
+
     fn service(&self, presented: &str) -> Option<Arc<Identity>> {
         let digest: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
         let all = self.api_keys.iter();
@@ -296,6 +301,7 @@ fn api_key((number, config): (usize, &ApiKeyConfig)) -> Result<ApiKey, AuthError
         let reason = "the key is too short: take at least 16 random bytes".to_owned();
         return Err(AuthError { key: name, reason });
     }
-    let identity = Identity { scopes: config.scopes.clone(), ..Identity::default() };
+    let (scopes, whose) = (config.scopes.clone(), Some(config.name.as_str().into()));
+    let identity = Identity { scopes, name: whose, ..Identity::default() };
     Ok(ApiKey { identity: Arc::new(identity), digest: Sha256::digest(secret.bytes()).into() })
 }

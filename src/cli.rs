@@ -1,7 +1,8 @@
-//! The command line: `serve`, `check`, `publish`, `tail`, `token`. Thin; `publish` and `tail` are clients of
-//! a running gateway and know of it what any client does.
+//! The command line: `serve`, `check`, `publish`, `tail`, `rollout`, `token`. Thin; `publish`, `tail` and
+//! `rollout` are clients of a running gateway and know of it what any client does.
 
 mod publish;
+mod rollout;
 mod tail;
 mod token;
 
@@ -41,6 +42,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Print the events of channels as they come.
     Tail(tail::TailArgs),
+    /// Move users from an old side to a new one, and back.
+    Rollout(Box<rollout::RolloutArgs>),
     /// Make a token for development.
     Token(Box<token::TokenArgs>),
 }
@@ -65,6 +68,7 @@ impl Cli {
             Command::Check(args) => check(&args),
             Command::Publish(args) => publish::run(args).await,
             Command::Tail(args) => tail::run(args).await,
+            Command::Rollout(args) => rollout::run(*args).await,
             Command::Token(args) => token::run(*args),
         }
     }

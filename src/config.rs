@@ -24,6 +24,7 @@ use crate::{
     http::ServerConfig,
     node::{DedupConfig, NodeConfig},
     protocol::channel::{DEFAULT_NAMESPACE, RESERVED_NAMESPACE},
+    rollout::RolloutConfig,
     session::LimitsConfig,
     telemetry::TelemetryConfig,
 };
@@ -46,6 +47,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// Who is where, and what the nodes tell each other.
     pub cluster: ClusterConfig,
+    /// How clients are moved from one transport to another.
+    pub rollout: RolloutConfig,
     /// How clients' connections are kept.
     pub connection: ConnectionConfig,
     /// How much a client or a publisher may ask for.
@@ -112,6 +115,7 @@ impl Default for Config {
             dedup: DedupConfig::default(),
             node: NodeConfig::default(),
             cluster: ClusterConfig::default(),
+            rollout: RolloutConfig::default(),
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -205,6 +209,7 @@ impl Config {
         at_least("server.body_timeout", self.server.body_timeout, second)?;
         at_least("node.head_check", self.node.head_check, Duration::from_millis(100))?;
         at_least("dedup.window", self.dedup.window, second)?;
+        at_least("rollout.poll", self.rollout.poll, Duration::from_millis(50))?;
         at_least("cluster.node_timeout", self.cluster.node_timeout, second)?;
         at_least("cluster.presence_batch", self.cluster.presence_batch, Duration::from_millis(1))?;
         for (key, value) in [

@@ -20,7 +20,7 @@ use crate::{
     },
     cluster::Cluster,
     config::Config,
-    connection::{self, Floor},
+    connection::{self, Floor, Mover},
     http::{
         Edge, Gate,
         accept::{self, Patience, TlsError},
@@ -29,6 +29,7 @@ use crate::{
     lifecycle::Lifecycle,
     metrics::Metrics,
     node::Node,
+    rollout::{board::Board, tally::Tallies},
 };
 
 /// A gateway that has its address and is about to serve it.
@@ -85,10 +86,21 @@ impl Gateway {
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
-        let floor = Floor::new(node, (auth, cluster), config.connection, config.limits, stopping);
+        let background = &lifecycle.background;
+        let store = node.store();
+        let (environment, drain) = (&config.auth.environment, config.rollout.drain);
+        let board = Board::start(Arc::clone(&store), environment, config.rollout.poll, background);
+        let tallies = Tallies::start(store, background);
+        let floor =
+            Floor::new(node, (auth, cluster, board), config.connection, config.limits, stopping);
         let floor = Arc::new(floor);
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
+        let mover = Mover::new(Arc::clone(&floor), drain, Arc::clone(&tallies));
+        let stopping = lifecycle.connections.stopping().clone();
+        lifecycle.connections.spawn("mover", async move {
+            let _ = stopping.run_until_cancelled(mover.run()).await;
+        });
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
         let refused = floor.node.metrics().refused.clone();
@@ -99,6 +111,7 @@ impl Gateway {
             server: Arc::clone(&server),
             gate: Arc::clone(&gate),
             connections,
+            tallies,
             draining: draining.clone(),
         };
         let stage = lifecycle.listening.clone();

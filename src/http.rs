@@ -10,12 +10,16 @@ mod error;
 mod events;
 mod gate;
 mod lend;
+mod migration;
+mod ofrep;
 mod ops;
 mod origin;
+mod page;
 mod presence;
 mod proxy;
 mod publish;
 mod pulse;
+mod route;
 mod websocket;
 
 use std::{
@@ -44,7 +48,7 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{connection::Floor, lifecycle::Stage};
+use crate::{connection::Floor, lifecycle::Stage, rollout::tally::Tallies};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +119,8 @@ pub struct Edge {
     pub gate: Arc<Gate>,
     /// Where clients' tasks belong.
     pub connections: Stage,
+    /// How many are where, on all nodes.
+    pub tallies: Arc<Tallies>,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
 }
@@ -133,6 +139,7 @@ impl Edge {
 pub fn router(edge: Edge) -> Router {
     // Pages have no business with what orchestrators and Prometheus ask.
     let for_pages = Router::new()
+        .route("/", get(page::demo))
         .route("/ws", get(websocket::open))
         .route("/events", get(events::open))
         .route("/events/{session}", post(events::ask))
@@ -142,7 +149,16 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/channels/{channel}/history", get(channels::history))
         .route("/api/channels/{channel}/presence", get(presence::list))
         .route("/api/sessions/disconnect", post(presence::disconnect))
+        .route("/api/route", get(route::route))
+        .route("/api/migration/feature-flags", get(migration::flags))
+        .route("/api/migration/feature-flags/{component}", get(migration::flag).put(migration::put))
+        .route("/api/migration/emergency-stop", post(migration::emergency_stop))
+        .route("/api/migration/history", get(migration::history))
+        .route("/api/migration/{verb}/{component}", post(migration::order))
+        .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
+        .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))
         .method_not_allowed_fallback(error::method_not_allowed)
+        .fallback(error::not_found)
         // limits.body_bytes is the limit.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(edge.clone(), origin::guard));
@@ -151,5 +167,5 @@ pub fn router(edge: Edge) -> Router {
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))
         .method_not_allowed_fallback(error::method_not_allowed);
-    for_pages.merge(for_operators).fallback(error::not_found).with_state(edge)
+    for_pages.merge(for_operators).with_state(edge)
 }

@@ -49,6 +49,8 @@ pub struct Metrics {
     pub members: Gauge,
     /// Frames about presence that went to clients.
     pub presence_frames: Counter,
+    /// Clients asked to move, by the transport they were asked to move to.
+    pub asked_to_move: Family<TransportLabel, Counter>,
     /// Whether the broker can be reached.
     pub broker_up: Gauge,
 }
@@ -108,6 +110,8 @@ impl Metrics {
             members: in_registry.gauge("members", "Members of all channels, on all nodes"),
             presence_frames: in_registry
                 .counter("presence_frames", "Frames about presence that went to clients"),
+            asked_to_move: in_registry
+                .family("clients_asked_to_move", "Clients asked to move, by transport"),
             broker_up: in_registry.gauge("broker_up", "1 while the broker can be reached"),
             registry,
         }

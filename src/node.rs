@@ -20,7 +20,9 @@ pub use self::{
 };
 use self::{hub::Hub, log::RingLimits, reading::Reading};
 use crate::{
-    broker::{Broker, BrokerError, Feed, Health, Incoming, Publication, Range, Receipt, Slice},
+    broker::{
+        Broker, BrokerError, Feed, Health, Incoming, Publication, Range, Receipt, Slice, Store,
+    },
     lifecycle::Stage,
     metrics::Metrics,
     protocol::{Channel, Event, Position, frame::ResetReason},
@@ -124,6 +126,11 @@ impl Node {
     /// What it counts.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// What is kept besides the logs.
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.broker.store()
     }
 
     /// Whether the broker can be reached.

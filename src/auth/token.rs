@@ -1,7 +1,10 @@
 //! From a token to an identity. What a token says about itself decides nothing: the algorithm is the
 //! key's.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use jsonwebtoken::{
     Header, TokenData, Validation, decode, decode_header,
@@ -39,6 +42,8 @@ pub struct Identity {
     pub grants: Vec<Grant>,
     /// What the API key is for; none for a client.
     pub scopes: Vec<Scope>,
+    /// Whose API key it is, for the journal.
+    pub name: Option<Arc<str>>,
 }
 
 impl Identity {
@@ -205,6 +210,7 @@ impl Verifier {
             info: info.map(|info| Data::lenient(&info)),
             expires_at: SystemTime::UNIX_EPOCH.checked_add(until),
             grants: claims.channels,
+            name: None,
             scopes: Vec::new(),
         })
     }

@@ -18,7 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::{Admit, link::Link, orders::Parting, socket::Socket};
+use super::{Admit, link::Link, moving::Mobility, orders::Parting, socket::Socket};
 use crate::{
     auth::Identity,
     cluster::Look,
@@ -69,6 +69,8 @@ pub(super) struct Desk {
     pub(super) claiming: bool,
     /// The session goes on elsewhere; this connection may end by itself.
     pub(super) superseded: bool,
+    /// What is known for moving it to another transport.
+    pub(super) mobility: Mobility,
     /// Somebody said that the connection is to end.
     parting: Option<Parting>,
     /// Some onlooker has missed news.
@@ -190,6 +192,7 @@ impl Client {
             returning: false,
             claiming: false,
             superseded: false,
+            mobility: Mobility::default(),
             parting: None,
             stale: false,
             closed: false,

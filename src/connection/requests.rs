@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Floor,
+    Floor, Greeting,
     client::{Client, Desk},
     link::{Link, Onlooker},
     sse_retry, welcome,
@@ -15,7 +15,7 @@ use crate::{
     presence::audience::Watcher,
     protocol::{
         Channel, ClientFrame, CloseCode, Data, ErrorCode, Position, PresenceNews, ServerFrame,
-        SessionId, Token,
+        Token,
         frame::{Page, PageEvent, RequestId, ResetReason},
     },
     session::Subscription,
@@ -39,6 +39,8 @@ pub(super) async fn perform(
 ) -> Option<ServerFrame> {
     let reply = match request {
         ClientFrame::Pong => return None,
+        ClientFrame::Report { .. } => return None,
+        ClientFrame::Goodbye => return None,
         ClientFrame::Connect { id, token, .. } => renew(floor, client, id, token).await,
         ClientFrame::Subscribe { .. } => return subscribe(floor, client, request, to_stream).await,
         ClientFrame::Unsubscribe { id, channel } => {
@@ -134,18 +136,18 @@ fn take_away(floor: &Floor, client: &Client, desk: &mut Desk, identity: &Identit
 pub(super) async fn authenticate(
     floor: &Floor,
     client: &Arc<Client>,
-    (id, session, overlap): (Option<RequestId>, Option<SessionId>, bool),
+    greeting: Greeting,
     token: Token,
 ) {
     match floor.auth.identify(token.reveal()).await {
         Ok(identity) => {
             if client.desk().take_identity(identity) {
-                floor.welcome(client, (id, session, overlap));
+                floor.welcome(client, greeting);
             } else {
                 client.part(CloseCode::TryLater.into());
             }
         }
-        Err(err) => turn_away(floor, client, id, err),
+        Err(err) => turn_away(floor, client, greeting.id, err),
     }
 }
 

@@ -52,6 +52,8 @@ impl ApiError {
             | ErrorCode::MethodNotAllowed
             | ErrorCode::RequestTimeout
             | ErrorCode::OriginForbidden
+            | ErrorCode::VersionConflict
+            | ErrorCode::RolloutRefused
             | ErrorCode::Refused => false,
         }
     }

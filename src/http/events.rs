@@ -25,7 +25,7 @@ use crate::{
         Arrival, Connection, StreamRequest,
         socket::{Pipe, Socket},
     },
-    protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat},
+    protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat, frame::About},
 };
 
 /// The head of a stream on HTTP/1: it ends when the connection does.
@@ -112,11 +112,12 @@ impl Drop for Tap {
 }
 
 /// Reads what a stream is asked for: `channel=` once for each, `since=` or `Last-Event-ID`,
-/// `session=`, `presence=1`, `overlap=1`, `format=raw`.
+/// `session=`, `presence=1`, `overlap=1`, `client=`, `unit=`, `format=raw`.
 fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest, ApiError> {
     let mut channels: Vec<Channel> = Vec::new();
     let (mut since, mut session, mut format) = (None, None, WireFormat::Sse);
     let (mut presence, mut overlap) = (false, false);
+    let (mut client, mut unit) = (None, None);
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             "channel" => channels.push(refuse(ErrorCode::ChannelInvalid, value.parse())?),
@@ -124,6 +125,8 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
             "session" => session = Some(refuse(ErrorCode::SessionUnknown, value.parse())?),
             "presence" => presence = value == "1",
             "overlap" => overlap = value == "1",
+            "client" => client = Some(value),
+            "unit" => unit = Some(value),
             "format" if value == "raw" => format = WireFormat::SseRaw,
             "format" => {
                 let message = format!("format={value}: only raw is known, or leave it out");
@@ -160,7 +163,8 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
         (channel, position)
     };
     let channels = channels.into_iter().map(place).collect();
-    Ok(StreamRequest { session, channels, presence, overlap, format })
+    let about = About::new(client.as_deref(), unit.as_deref());
+    Ok(StreamRequest { session, channels, presence, overlap, about, format })
 }
 
 fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, ApiError> {

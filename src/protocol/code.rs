@@ -45,6 +45,10 @@ pub enum ErrorCode {
     RequestTimeout,
     /// The page's origin may not speak to this gateway.
     OriginForbidden,
+    /// Somebody changed it since the caller looked.
+    VersionConflict,
+    /// A rollout cannot become what is asked for.
+    RolloutRefused,
     /// The broker cannot keep this event, now or later.
     Refused,
     /// The node has as many clients as it may.
@@ -55,7 +59,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Malformed,
         Self::UnknownType,
         Self::ChannelInvalid,
@@ -75,6 +79,8 @@ impl ErrorCode {
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::OriginForbidden,
+        Self::VersionConflict,
+        Self::RolloutRefused,
         Self::Refused,
         Self::NodeFull,
         Self::Unavailable,
@@ -102,6 +108,8 @@ impl ErrorCode {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
             Self::OriginForbidden => "origin_forbidden",
+            Self::VersionConflict => "version_conflict",
+            Self::RolloutRefused => "rollout_refused",
             Self::Refused => "refused",
             Self::NodeFull => "node_full",
             Self::Unavailable => "unavailable",
@@ -123,7 +131,7 @@ impl ErrorCode {
             Self::Unauthorised | Self::TokenExpired => 401,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
-            Self::AlreadySubscribed => 409,
+            Self::AlreadySubscribed | Self::VersionConflict | Self::RolloutRefused => 409,
             Self::TooLarge => 413,
             Self::Refused => 422,
             Self::LimitExceeded => 429,

@@ -90,7 +90,7 @@ pub fn control(frame: &ServerFrame, format: WireFormat, id: Option<&Positions>) 
     if !format.is_sse() {
         return rfc6455::text(&to_json(frame));
     }
-    if matches!(frame, ServerFrame::Ping) {
+    if matches!(frame, ServerFrame::Ping { .. }) {
         return SSE_PING;
     }
     let mut text = String::new();
@@ -117,7 +117,8 @@ fn sse_name(frame: &ServerFrame) -> &'static str {
         ServerFrame::Published { .. } => "crossfade.published",
         ServerFrame::History { .. } => "crossfade.history",
         ServerFrame::Goodbye { .. } => "crossfade.goodbye",
-        ServerFrame::Ping => "crossfade.ping",
+        ServerFrame::Migrate { .. } => "crossfade.migrate",
+        ServerFrame::Ping { .. } => "crossfade.ping",
         ServerFrame::Error { .. } => "crossfade.error",
     }
 }

@@ -131,6 +131,7 @@ fn frame(name: &str) -> ServerFrame {
             member: MemberId::of(session()),
             node: Arc::from("n1"),
             heartbeat: 25_000,
+            time: TIME,
             version: 1,
         },
         "subscribed" => subscribed(None),
@@ -160,7 +161,7 @@ fn frame(name: &str) -> ServerFrame {
         },
         "history" => ServerFrame::History { id: Some(5), page: page() },
         "goodbye" => ServerFrame::goodbye(CloseCode::Draining, 1200),
-        "ping" => ServerFrame::Ping,
+        "ping" => ServerFrame::Ping { time: TIME },
         "error" => ServerFrame::Error {
             id: Some(2),
             code: ErrorCode::ChannelInvalid,

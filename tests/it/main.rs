@@ -13,6 +13,7 @@ mod outage;
 mod presence;
 mod reference;
 mod resilience;
+mod rollout;
 mod shutdown;
 mod slow_reader;
 mod support;

@@ -1,0 +1,36 @@
+//! The pages that the gateway serves itself: the demo, on a developer's machine only.
+
+use axum::{
+    extract::State,
+    http::{HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+
+use super::{Edge, error::ApiError};
+use crate::protocol::ErrorCode;
+
+const DEMO: &str = include_str!("../../client/demo/dist/index.html");
+
+/// Nothing of a page comes from elsewhere, and no other page may frame it.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+    img-src data:; connect-src *; base-uri 'none'; frame-ancestors 'none'";
+
+/// `GET /`: panes that publish and listen, and show what carries them.
+pub(super) async fn demo(State(edge): State<Edge>) -> Result<Response, ApiError> {
+    if !edge.floor.auth.is_development() {
+        let message =
+            "there is nothing at /: the demo page is for auth.environment = \"development\"";
+        return Err(ApiError::new(ErrorCode::NotFound, message));
+    }
+    Ok(html(DEMO))
+}
+
+fn html(page: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    (headers, page).into_response()
+}

@@ -1,0 +1,462 @@
+//! The rollouts as this node knows them: read from the store again and again, and changed there.
+//!
+//! The store decides; every node looks often enough that all agree within a second. A node that is
+//! cut off from the store keeps what it knew, refuses changes, and still honours a stop: on the spot
+//! for its own clients, and in the store as soon as that is there again. Knows no connection.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{
+    flag::{Change, Component, Flag, Refused, Settings},
+    verdict::{Unit, Verdict},
+};
+use crate::{
+    broker::{
+        BrokerError,
+        store::{Note, Record, Store, Write, Written},
+    },
+    lifecycle::{self, Stage},
+};
+
+/// Keys of flags in the store.
+const FLAGS: &str = "flags/";
+
+/// Tries to win against others who write at the same time.
+const TRIES: usize = 16;
+
+/// The rollouts, as this node knows them.
+#[derive(Debug)]
+pub struct Board {
+    store: Arc<dyn Store>,
+    environment: String,
+    known: watch::Sender<Arc<Flags>>,
+    /// Stops that could not be written down yet.
+    unsaved: Mutex<BTreeMap<Component, (Change, By)>>,
+}
+
+/// All rollouts at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    by_component: BTreeMap<Component, Arc<Standing>>,
+    /// The store was read at least once.
+    pub read: bool,
+    /// Since when the store cannot be reached.
+    pub cut_off: Option<Instant>,
+}
+
+/// A rollout and which version of it this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Standing {
+    /// The rollout.
+    #[serde(flatten)]
+    pub flag: Flag,
+    /// Its version in the store.
+    pub version: u64,
+    /// A stop that holds on this node only, until the store can be written.
+    pub unsaved: bool,
+}
+
+/// Who changes something, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct By {
+    /// Who.
+    pub name: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// A line of the journal, as it is kept and shown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// What was done.
+    pub action: String,
+    /// Who did it.
+    pub by: String,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+    /// The percentage before and after.
+    pub percentage: [f64; 2],
+    /// The status before and after.
+    pub status: [String; 2],
+    /// What was measured when it was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<serde_json::Value>,
+}
+
+/// What came of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// The rollout as it is now.
+    pub now: Arc<Standing>,
+    /// Whether it was written down. A stop that was not holds on this node until it can be.
+    pub kept: bool,
+}
+
+/// Why a rollout was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// There is none of this name.
+    #[error("there is no rollout of {0}: create it with PUT /api/migration/feature-flags/{0}")]
+    Unknown(Component),
+    /// Somebody else changed it meanwhile.
+    #[error("{component} has version {found}, not {expected}: look at it again, then decide")]
+    Version {
+        /// Which.
+        component: Component,
+        /// What the caller saw.
+        expected: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// It cannot become that.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The store cannot be reached.
+    #[error(transparent)]
+    Store(#[from] BrokerError),
+}
+
+impl Standing {
+    /// Versions begin anew when a store lost everything: then the time counts.
+    fn is_newer_than(&self, other: &Self) -> bool {
+        other.version < self.version && other.flag.changed_at < self.flag.changed_at
+    }
+}
+
+impl Flags {
+    /// A rollout.
+    pub fn get(&self, component: &str) -> Option<&Arc<Standing>> {
+        self.by_component.iter().find(|(name, _)| name.as_str() == component).map(|(_, flag)| flag)
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Standing>> {
+        self.by_component.values()
+    }
+}
+
+impl Board {
+    /// Begins to read the store, every `poll`.
+    pub fn start(
+        store: Arc<dyn Store>,
+        environment: &str,
+        poll: Duration,
+        stage: &Stage,
+    ) -> Arc<Self> {
+        let this = Arc::new(Self {
+            store,
+            environment: environment.to_owned(),
+            known: watch::Sender::default(),
+            unsaved: Mutex::default(),
+        });
+        let (board, stopping) = (Arc::clone(&this), stage.stopping().clone());
+        stage.spawn("rollouts", async move {
+            let reading = async {
+                let mut tick = tokio::time::interval(poll);
+                tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                loop {
+                    tick.tick().await;
+                    board.look().await;
+                }
+            };
+            let _ = stopping.run_until_cancelled(reading).await;
+        });
+        this
+    }
+
+    /// The rollouts at this moment.
+    pub fn now(&self) -> Arc<Flags> {
+        Arc::clone(&self.known.borrow())
+    }
+
+    /// Tells whenever something changes.
+    pub fn changes(&self) -> watch::Receiver<Arc<Flags>> {
+        self.known.subscribe()
+    }
+
+    /// What the rollouts are kept in.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The environment that conditions name.
+    pub fn environment(&self) -> &str {
+        &self.environment
+    }
+
+    /// Where somebody belongs; none where there is no such rollout.
+    pub fn verdict(&self, component: &str, unit: &Unit) -> Option<(Arc<Standing>, Verdict)> {
+        let standing = Arc::clone(self.now().get(component)?);
+        let verdict = standing.flag.verdict(unit, &self.environment);
+        Some((standing, verdict))
+    }
+
+    /// Changes a rollout, if it still has the version that the caller saw.
+    ///
+    /// # Errors
+    /// Says who was quicker, why it cannot be, or that the store is away. A stop does not fail for
+    /// want of the store.
+    pub async fn change(
+        &self,
+        component: &Component,
+        change: &Change,
+        expected: Option<u64>,
+        by: &By,
+    ) -> Result<Changed, ChangeError> {
+        self.change_noting(component, change, expected, by, None).await
+    }
+
+    /// The same, with what was measured for the journal.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub async fn change_noting(
+        &self,
+        component: &Component,
+        change: &Change,
+        expected: Option<u64>,
+        by: &By,
+        figures: Option<serde_json::Value>,
+    ) -> Result<Changed, ChangeError> {
+        let saved = self.save(component, change, expected, by, figures).await;
+        match saved {
+            Ok(now) => {
+                self.unsaved.lock().remove(component);
+                self.show(&now);
+                Ok(Changed { now, kept: true })
+            }
+            Err(ChangeError::Store(err)) if change.is_stop() => {
+                let now = self.stop_here(component, change, by);
+                let now = now.ok_or(ChangeError::Store(err))?;
+                Ok(Changed { now, kept: false })
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// The journal, the newest line first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn journal(
+        &self,
+        component: Option<&Component>,
+        before: u64,
+        limit: usize,
+    ) -> Result<Vec<(Note, Option<Entry>)>, BrokerError> {
+        let prefix = component.map_or_else(|| FLAGS.to_owned(), key);
+        let notes = self.store.journal(&prefix, before, limit).await?;
+        let ours = notes
+            .into_iter()
+            .filter(|note| component.is_none_or(|component| note.key == key(component)));
+        Ok(ours
+            .map(|note| {
+                let entry = serde_json::from_str(&note.text).ok();
+                (note, entry)
+            })
+            .collect())
+    }
+
+    async fn save(
+        &self,
+        component: &Component,
+        change: &Change,
+        expected: Option<u64>,
+        by: &By,
+        figures: Option<serde_json::Value>,
+    ) -> Result<Arc<Standing>, ChangeError> {
+        let key = key(component);
+        let mut found = self.store.get(&key).await?;
+        for _ in 0..TRIES {
+            let (version, before) = standing(component, found.as_ref(), change)?;
+            if let Some(expected) = expected.filter(|expected| *expected != version) {
+                let component = component.clone();
+                return Err(ChangeError::Version { component, expected, found: version });
+            }
+            let after = Flag {
+                reason: by.reason.clone(),
+                changed_by: by.name.clone(),
+                changed_at: lifecycle::unix_ms(),
+                ..before.after(change)?
+            };
+            let note = Some(entry(change, by, &before, &after, figures.clone()));
+            let value = serde_json::to_string(&after).map_err(|err| Refused(err.to_string()))?;
+            match self.store.put(&key, Write { expected: version, value, note }).await? {
+                Written::Done(version) => {
+                    info!(
+                        %component, version, action = change.name(), by = by.name,
+                        reason = by.reason, percentage = %after.percentage, "rollout changed"
+                    );
+                    return Ok(Arc::new(Standing { flag: after, version, unsaved: false }));
+                }
+                Written::Conflict(now) => found = now,
+            }
+        }
+        let reason = format!("{component} is being changed by too many at once: try again");
+        Err(ChangeError::Store(BrokerError::Unavailable { broker: "rollout".to_owned(), reason }))
+    }
+
+    /// Stops on this node, until it can be written down.
+    fn stop_here(&self, component: &Component, change: &Change, by: &By) -> Option<Arc<Standing>> {
+        let standing = Arc::clone(self.now().by_component.get(component)?);
+        warn!(%component, reason = by.reason, "stopped on this node; the store cannot be written");
+        self.unsaved.lock().insert(component.clone(), (change.clone(), by.clone()));
+        let flag = standing.flag.after(change).ok()?;
+        let now = Arc::new(Standing { flag, version: standing.version, unsaved: true });
+        self.show(&now);
+        Some(now)
+    }
+
+    fn show(&self, standing: &Arc<Standing>) {
+        self.known.send_modify(|known| {
+            let mut flags = Flags::clone(known);
+            let shown = flags.by_component.get(&standing.flag.component);
+            if shown.is_none_or(|shown| shown.unsaved || !shown.is_newer_than(standing)) {
+                let component = standing.flag.component.clone();
+                flags.by_component.insert(component, Arc::clone(standing));
+                *known = Arc::new(flags);
+            }
+        });
+    }
+
+    /// What the store says counts again.
+    fn forget_unsaved(&self, component: &Component) {
+        self.known.send_modify(|known| {
+            let mut flags = Flags::clone(known);
+            flags.by_component.remove(component);
+            *known = Arc::new(flags);
+        });
+    }
+
+    /// Reads the store, and writes down what it owes it.
+    async fn look(&self) {
+        let owed: Vec<_> = self.unsaved.lock().clone().into_iter().collect();
+        for (component, (change, by)) in owed {
+            match self.save(&component, &change, None, &by, None).await {
+                Ok(now) => {
+                    self.unsaved.lock().remove(&component);
+                    self.show(&now);
+                }
+                Err(ChangeError::Store(_)) => {}
+                Err(err) => {
+                    warn!(%component, %err, "a stop could not be kept");
+                    self.unsaved.lock().remove(&component);
+                    self.forget_unsaved(&component);
+                }
+            }
+        }
+        let before = self.now();
+        match self.store.list(FLAGS).await {
+            Ok(records) => self.take(&before, records).await,
+            Err(err) => {
+                self.known.send_if_modified(|known| {
+                    let first = known.cut_off.is_none();
+                    if first {
+                        warn!(%err, "cut off from the rollouts' store: no increase from here");
+                        let cut_off = Some(Instant::now());
+                        *known = Arc::new(Flags { cut_off, ..Flags::clone(known) });
+                    }
+                    first
+                });
+            }
+        }
+    }
+
+    async fn take(&self, before: &Flags, records: Vec<(String, Record)>) {
+        let mut flags = Flags { by_component: BTreeMap::new(), read: true, cut_off: None };
+        for (key, record) in records {
+            match serde_json::from_str::<Flag>(&record.value) {
+                Ok(flag) => {
+                    let component = flag.component.clone();
+                    let standing = Standing { flag, version: record.version, unsaved: false };
+                    flags.by_component.insert(component, Arc::new(standing));
+                }
+                Err(err) => warn!(key, %err, "a rollout in the store cannot be read"),
+            }
+        }
+        for (component, known) in &before.by_component {
+            let read = flags.by_component.get(component);
+            if read.is_none_or(|read| known.is_newer_than(read)) && !known.unsaved {
+                self.give_back(known, read.map_or(0, |read| read.version)).await;
+            }
+        }
+        self.known.send_if_modified(|known| {
+            for (component, shown) in &known.by_component {
+                let read = flags.by_component.get(component);
+                if shown.unsaved || read.is_none_or(|read| shown.is_newer_than(read)) {
+                    flags.by_component.insert(component.clone(), Arc::clone(shown));
+                }
+            }
+            let same = known.read && known.cut_off.is_none();
+            let news = !same || known.by_component != flags.by_component;
+            if news {
+                *known = Arc::new(flags);
+            }
+            news
+        });
+    }
+
+    /// The store has lost what this node still knows: a stop in it must not be forgotten.
+    async fn give_back(&self, known: &Standing, expected: u64) {
+        let component = &known.flag.component;
+        warn!(%component, "the store has lost a rollout: it is given back as it was known here");
+        let Ok(value) = serde_json::to_string(&known.flag) else { return };
+        let by = By { name: "gateway".to_owned(), reason: "the store had lost it".to_owned() };
+        let change = Change::Set(Settings::default());
+        let note = Some(entry(&change, &by, &known.flag, &known.flag, None));
+        let _ = self.store.put(&key(component), Write { expected, value, note }).await;
+    }
+}
+
+fn key(component: &Component) -> String {
+    format!("{FLAGS}{component}")
+}
+
+/// What stands in the store, or what a change begins with.
+fn standing(
+    component: &Component,
+    found: Option<&Record>,
+    change: &Change,
+) -> Result<(u64, Flag), ChangeError> {
+    let Some(record) = found else {
+        let settings = match change {
+            Change::Set(settings) => settings.clone(),
+            Change::Start { .. } => Settings::default(),
+            _ => return Err(ChangeError::Unknown(component.clone())),
+        };
+        return Ok((0, Flag::new(component.clone(), &settings)?));
+    };
+    let flag = serde_json::from_str(&record.value).map_err(|err| {
+        Refused(format!("{component} in the store cannot be read by this version: {err}"))
+    })?;
+    Ok((record.version, flag))
+}
+
+fn entry(
+    change: &Change,
+    by: &By,
+    before: &Flag,
+    after: &Flag,
+    figures: Option<serde_json::Value>,
+) -> String {
+    let entry = Entry {
+        action: change.name().to_owned(),
+        by: by.name.clone(),
+        reason: by.reason.clone(),
+        percentage: [before.effective().percent(), after.effective().percent()],
+        status: [before.status.to_string(), after.status.to_string()],
+        figures,
+    };
+    serde_json::to_string(&entry).unwrap_or_default()
+}
