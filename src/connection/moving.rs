@@ -233,8 +233,7 @@ impl Mover {
         let Some(standing) = flags.get(TRANSPORT) else { return self.queue.clear() };
         let turned_back = standing.flag.stop.is_some();
         let rate = if turned_back { self.config.emergency_rate } else { self.config.rate };
-        let mine = Tally { pending: self.queue.len() as u64, ..self.tallies.mine() };
-        let share = share(&mine, &self.tallies.others());
+        let share = share(&self.tallies.mine(), &self.tallies.others());
         let reason = if turned_back { "rollback" } else { "rollout" };
         for _ in 0..self.pace.take(f64::from(rate) * share) {
             let Some(Move { client, to, .. }) = self.queue.pop_front() else { break };
@@ -285,11 +284,11 @@ impl Pace {
     }
 
     /// How many may go now. What a late moment left over is made up for, but never more than a
-    /// quarter of a second's.
+    /// second's.
     fn take(&mut self, rate: f64) -> usize {
         let passed = self.since.elapsed().as_secs_f64();
         self.since = Instant::now();
-        self.credit = (self.credit + rate * passed).min((rate / 4.0).max(1.0));
+        self.credit = (self.credit + rate * passed).min(rate.max(1.0));
         let whole = self.credit.floor();
         self.credit -= whole;
         whole as usize

@@ -182,18 +182,17 @@ impl Figures {
     }
 }
 
-/// The part of the cluster's pace that is this node's: by how many wait here and how many elsewhere.
-/// A node that has not counted by this version yet is taken to have as many.
+/// The part of the cluster's pace that is this node's: by the clients of all nodes where some still
+/// wait. How many wait changes faster than nodes can tell each other, how many clients they have does
+/// not. A node that has not counted by this version yet may have some who wait.
 pub fn share(mine: &Tally, others: &[Tally]) -> f64 {
     if mine.pending == 0 {
         return 0.0;
     }
-    let waiting = |other: &Tally| match other.version < mine.version {
-        true => mine.pending,
-        false => other.pending,
-    };
-    let elsewhere: u64 = others.iter().map(waiting).sum();
-    mine.pending as f64 / (mine.pending + elsewhere) as f64
+    let clients = |node: &Tally| (node.websocket + node.sse).max(1);
+    let waits = |other: &&Tally| other.version < mine.version || 0 < other.pending;
+    let elsewhere: u64 = others.iter().filter(waits).map(clients).sum();
+    clients(mine) as f64 / (clients(mine) + elsewhere) as f64
 }
 
 #[cfg(test)]
@@ -201,12 +200,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_is_shared_by_how_many_wait() {
-        let node = |pending, version| Tally { pending, version, ..Tally::default() };
-        assert_eq!(share(&node(30, 2), &[node(10, 2)]), 0.75);
-        assert_eq!(share(&node(30, 2), &[node(0, 2)]), 1.0);
-        assert_eq!(share(&node(30, 2), &[node(0, 1)]), 0.5);
-        assert_eq!(share(&node(0, 2), &[node(10, 2)]), 0.0);
-        assert_eq!(share(&node(5, 2), &[]), 1.0);
+    fn the_pace_is_shared_by_the_clients_of_those_where_some_wait() {
+        let node = |sse, pending, version| Tally { sse, pending, version, ..Tally::default() };
+        assert_eq!(share(&node(30, 9, 2), &[node(10, 1, 2)]), 0.75);
+        assert_eq!(share(&node(30, 9, 2), &[node(10, 0, 2)]), 1.0);
+        assert_eq!(share(&node(30, 9, 2), &[node(30, 0, 1)]), 0.5);
+        assert_eq!(share(&node(30, 0, 2), &[node(10, 10, 2)]), 0.0);
+        assert_eq!(share(&node(5, 5, 2), &[]), 1.0);
     }
 }

@@ -93,6 +93,9 @@ impl<S: Store> Fleet<S> {
         let path = format!("/api/migration/{verb}/{COMPONENT}");
         let (status, answer, _) = self.apis[0].post(&path, body).await;
         assert_eq!(status, 200, "{answer}");
+        for api in &self.apis {
+            knows(api, answer["version"].as_u64().unwrap()).await;
+        }
         answer
     }
 
@@ -108,6 +111,15 @@ impl<S: Store> Fleet<S> {
             assert_eq!(*diary.mistakes.lock(), Vec::<String>::new());
         }
     }
+}
+
+/// Waits until a node knows this version of the rollout, or a later one.
+async fn knows(api: &Api, version: u64) {
+    eventually(format!("a node knows version {version}"), async || {
+        let (_, flag) = api.get(&format!("/api/migration/feature-flags/{COMPONENT}")).await;
+        (version <= flag["version"].as_u64()?).then_some(())
+    })
+    .await;
 }
 
 /// Publishes 1, 2, 3 … to `news` until it is told to stop, each until it is acknowledged.

@@ -158,6 +158,10 @@ impl Traveller {
         ws.try_send(subscribe).await.ok()?;
         // Events come behind the answer.
         let answer = ws.try_next().await.ok()?;
+        if let Some(lobby) = &self.journey.lobby {
+            let frame = json!({ "type": "subscribe", "id": 3, "channel": lobby });
+            ws.try_send(frame).await.ok()?;
+        }
         (answer["type"] == "subscribed").then_some((Carrier::Ws(ws), welcome.session))
     }
 
@@ -167,8 +171,11 @@ impl Traveller {
         if let Some(session) = &self.session {
             query.push_str(&format!("&session={session}"));
         }
+        if let Some(lobby) = &self.journey.lobby {
+            query.push_str(&format!("&channel={lobby}"));
+        }
         if let Some(position) = &self.position {
-            query.push_str(&format!("&since={position}"));
+            query.push_str(&format!("&since={}~{position}", self.journey.channel));
         }
         if overlap {
             query.push_str("&overlap=1");
@@ -182,11 +189,11 @@ impl Traveller {
     async fn enter_lobby(&self, link: &Link) {
         let (Some(lobby), Some(session)) = (&self.journey.lobby, &self.session) else { return };
         assert_eq!(link.transport(), "sse", "the lobby is entered before the rollout begins");
-        let frame = json!({ "type": "subscribe", "id": 9, "channel": lobby, "state": 1 });
+        let frame = json!({ "type": "presence", "id": 9, "channel": lobby, "state": 1 });
         for api in self.journey.apis.iter().cycle().take(20) {
             let answer = api.try_post(&format!("/events/{session}"), &frame).await;
             if answer
-                .is_ok_and(|(status, answer, _)| status == 200 && answer["type"] == "subscribed")
+                .is_ok_and(|(status, answer, _)| status == 200 && answer["type"] == "shown")
             {
                 return;
             }
