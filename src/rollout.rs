@@ -52,7 +52,7 @@ impl Default for DrainConfig {
             rate: 200,
             emergency_rate: 2000,
             within: Duration::from_secs(1),
-            ask_again: Duration::from_secs(300),
+            ask_again: Duration::from_secs(60),
         }
     }
 }

@@ -99,6 +99,15 @@ impl<S: Store> Fleet<S> {
         answer
     }
 
+    /// Says the percentage; the version that has it.
+    async fn set_percentage(&self, percentage: u32) -> u64 {
+        let url = format!("{}/api/migration/feature-flags/{COMPONENT}", self.apis[0].base);
+        let body = json!({ "rolloutPercentage": percentage }).to_string();
+        let answer = self.apis[0].http.put(url).body(body).send().await.unwrap();
+        let answer: Value = answer.json().await.unwrap();
+        answer["version"].as_u64().unwrap_or_else(|| panic!("{answer}"))
+    }
+
     /// Everybody has everything that was published, each once, in order, and nothing odd happened.
     async fn all_have(&self, events: i64) {
         let expected: Vec<i64> = (1..=events).collect();

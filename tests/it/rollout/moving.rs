@@ -37,10 +37,7 @@ async fn there_and_back(store: impl Store) {
     let news_of_presence = watch_the_lobby(&fleet).await;
     let publisher = Publisher::start(&fleet.apis, Duration::from_millis(250));
 
-    let path = "/api/migration/feature-flags/websocket-transport";
-    let url = format!("{}{path}", fleet.apis[0].base);
-    let half = fleet.apis[0].http.put(&url).body(r#"{"rolloutPercentage":50}"#).send().await;
-    assert_eq!(half.unwrap().status(), 200);
+    fleet.set_percentage(50).await;
     eventually("half of them are there, and no more are asked", async || {
         let (_, answer) = fleet.apis[1].get("/api/migration/feature-flags").await;
         let figures = &answer["figures"];
@@ -50,8 +47,7 @@ async fn there_and_back(store: impl Store) {
         (settled && (live - assigned).abs() < 0.5 && 45.0 < live && live < 55.0).then_some(())
     })
     .await;
-    let all = fleet.apis[0].http.put(&url).body(r#"{"rolloutPercentage":100}"#).send().await;
-    assert_eq!(all.unwrap().status(), 200);
+    fleet.set_percentage(100).await;
     fleet.all_on("websocket", Duration::from_secs(60)).await;
     let pace = pace_of(&fleet, "websocket");
     assert!((pace / RATE - 1.0).abs() < 0.1, "asked {pace:.0}/s, set were {RATE}/s");

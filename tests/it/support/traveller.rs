@@ -192,9 +192,7 @@ impl Traveller {
         let frame = json!({ "type": "presence", "id": 9, "channel": lobby, "state": 1 });
         for api in self.journey.apis.iter().cycle().take(20) {
             let answer = api.try_post(&format!("/events/{session}"), &frame).await;
-            if answer
-                .is_ok_and(|(status, answer, _)| status == 200 && answer["type"] == "shown")
-            {
+            if answer.is_ok_and(|(status, answer, _)| status == 200 && answer["type"] == "shown") {
                 return;
             }
             pause(Duration::from_millis(100)).await;
