@@ -4,3 +4,4 @@
 
 pub mod cohort;
 mod percentage;
+pub mod statistics;
