@@ -3,6 +3,7 @@
 //! Everything here that judges is pure: time comes in as a number, and what was seen as counts.
 
 pub mod cohort;
+pub mod guardrail;
 pub mod measure;
 mod percentage;
 pub mod statistics;

@@ -44,11 +44,27 @@ pub enum Trouble {
     Error,
     /// An event arrived later than the objective.
     Slow,
+    /// A connection that we asked for could not be made.
+    MoveFailed,
+    /// The old side had to be taken instead of the new one.
+    FellBack,
+}
+
+/// Whom a trouble can befall.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exposed {
+    /// Who is here.
+    Present,
+    /// Who tries something. Such a user has often only just come, and with few others around the
+    /// crowd would say less than the percentage by which comers are assigned.
+    Comers,
+    /// Users of one arm only, so it is no evidence.
+    OneArm,
 }
 
 impl Trouble {
     /// How many there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 10;
     /// In the order in which sums list them.
     pub const ALL: [Self; Self::COUNT] = [
         Self::ConnectFailed,
@@ -59,16 +75,19 @@ impl Trouble {
         Self::Flapped,
         Self::Error,
         Self::Slow,
+        Self::MoveFailed,
+        Self::FellBack,
     ];
 
-    /// Whether it befalls who tries something, and not who is there. Such a user has often only just
-    /// come, and with few others around the crowd would say less than the percentage by which
-    /// comers are assigned.
-    fn befalls_comers(self) -> bool {
-        matches!(self, Self::ConnectFailed | Self::ResumeFailed | Self::Reset)
+    fn exposed(self) -> Exposed {
+        match self {
+            Self::ConnectFailed | Self::ResumeFailed | Self::Reset => Exposed::Comers,
+            Self::MoveFailed | Self::FellBack => Exposed::OneArm,
+            _ => Exposed::Present,
+        }
     }
 
-    fn bit(self) -> u8 {
+    fn bit(self) -> u16 {
         1 << self as u8
     }
 }
@@ -208,7 +227,7 @@ struct User {
     latencies: u8,
     group: u8,
     /// One bit for each trouble there was in this stage.
-    had: u8,
+    had: u16,
     sessions: u16,
     on_new: bool,
 }
@@ -372,7 +391,10 @@ impl Measure {
                     Resume::Failed => self.befall(user, Trouble::ResumeFailed),
                 }
             }
-            Fact::FellBack => self.arm(user).fallbacks += 1,
+            Fact::FellBack => {
+                self.arm(user).fallbacks += 1;
+                self.befall(user, Trouble::FellBack);
+            }
             Fact::Flapped => {
                 self.arm(user).flaps += 1;
                 self.befall(user, Trouble::Flapped);
@@ -406,8 +428,8 @@ impl Measure {
             user.on_new = true;
             arm.users_on_new += 1;
         }
-        if !ok && !moved {
-            self.befall(user, Trouble::ConnectFailed);
+        if !ok {
+            self.befall(user, if moved { Trouble::MoveFailed } else { Trouble::ConnectFailed });
         }
     }
 
@@ -445,11 +467,15 @@ impl Measure {
         let is_new = self.cohort(user).is_new();
         self.arm(user).users_with[trouble as usize] += 1;
         let evidence = &mut self.current.evidence[trouble as usize];
-        if trouble.befalls_comers() {
-            evidence.observe(is_new, self.window.percentage.share());
-        } else if user.sessions > 0 {
-            let (new, others) = self.at_risk[trouble as usize];
-            evidence.observe(is_new, new as f64 / (new + others) as f64);
+        let (new, others) = self.at_risk[trouble as usize];
+        match trouble.exposed() {
+            Exposed::Present if user.sessions > 0 => {
+                evidence.observe(is_new, new as f64 / (new + others) as f64);
+            }
+            Exposed::Comers => {
+                evidence.observe(is_new, self.window.percentage.share());
+            }
+            Exposed::Present | Exposed::OneArm => {}
         }
         self.step_aside(user, trouble);
         user.had |= trouble.bit();

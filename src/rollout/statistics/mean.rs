@@ -49,6 +49,11 @@ impl Mean {
         let variance = squares / (n * n) * number / (number - 1.0);
         (number > 1.0).then_some(Self { users: users as f64, mean, variance })
     }
+
+    /// The mean of values that are so many times as large.
+    pub fn times(self, factor: f64) -> Self {
+        Self { mean: self.mean * factor, variance: self.variance * factor * factor, ..self }
+    }
 }
 
 /// The new arm against the other: a difference and how sure it is.
