@@ -6,4 +6,5 @@ pub mod cohort;
 pub mod guardrail;
 pub mod measure;
 mod percentage;
+pub mod schedule;
 pub mod statistics;
