@@ -5,7 +5,11 @@
 pub mod board;
 pub mod cohort;
 pub mod flag;
+pub mod guardrail;
+pub mod measure;
 mod percentage;
+pub mod schedule;
+pub mod statistics;
 pub mod tally;
 pub mod verdict;
 

@@ -123,6 +123,12 @@ pub fn jackknife(component: &str, salt: &str, unit: &str) -> Jackknife {
     Jackknife(spread(hash, u32::from(Jackknife::COUNT)) as u16)
 }
 
+/// 64 bits that stand for `unit` where only its identity matters.
+pub(super) fn key(unit: &str) -> u64 {
+    let half = |seed| u64::from(murmur3(seed, unit.as_bytes()));
+    half(0x1f) << 32 | half(0x9747_b28c)
+}
+
 /// The part that a place has at a percentage.
 pub fn cohort(bucket: Bucket, percentage: Percentage) -> Cohort {
     let new = percentage.thousandths();

@@ -21,3 +21,9 @@ pub(crate) fn spawn<T: Send + 'static>(
 pub(crate) async fn pause(time: std::time::Duration) {
     tokio::time::sleep(time).await;
 }
+
+/// A figure for whoever reads the output.
+#[expect(clippy::print_stdout, reason = "shown with --nocapture")]
+pub(crate) fn tell(text: String) {
+    println!("{text}");
+}

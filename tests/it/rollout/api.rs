@@ -128,7 +128,6 @@ async fn all_nodes_agree_within_a_second() {
         super::knows(&fleet.apis[1], share).await;
         slowest = slowest.max(begin.elapsed());
     }
-    println!("the other node knew after {slowest:?} at the latest");
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }
 

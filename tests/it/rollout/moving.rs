@@ -57,10 +57,10 @@ async fn there_and_back(store: impl Store) {
     fleet.all_on("sse", Duration::from_secs(60)).await;
     let took = begin.elapsed();
     let stated = Duration::from_secs_f64(CLIENTS as f64 / EMERGENCY_RATE) + WITHIN;
-    println!(
+    support::tell(format!(
         "forward {pace:.0}/s of {RATE}/s; back in {took:.1?}, stated {stated:.1?} and 2 s for the \
          nodes to hear of it"
-    );
+    ));
     assert!(took < stated + Duration::from_secs(2), "back took {took:?}, stated is {stated:?}");
 
     let published = publisher.stop().await;

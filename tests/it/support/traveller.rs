@@ -48,7 +48,7 @@ pub(crate) struct Journey {
 }
 
 enum Carrier {
-    Ws(Ws),
+    Ws(Box<Ws>),
     Sse(Sse),
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Traveller {
 
 enum Step {
     Frame(Result<Value, String>),
-    Arrived(Option<(Link, String)>),
+    Arrived(Option<Link>),
 }
 
 impl Traveller {
@@ -162,7 +162,7 @@ impl Traveller {
             let frame = json!({ "type": "subscribe", "id": 3, "channel": lobby });
             ws.try_send(frame).await.ok()?;
         }
-        (answer["type"] == "subscribed").then_some((Carrier::Ws(ws), welcome.session))
+        (answer["type"] == "subscribed").then_some((Carrier::Ws(Box::new(ws)), welcome.session))
     }
 
     async fn open_sse(&self, addr: SocketAddr, overlap: bool) -> Option<(Carrier, String)> {
@@ -229,7 +229,7 @@ impl Traveller {
         let target = to.clone();
         let mut opening = Box::pin(async move {
             pause(moment).await;
-            mover.open(&target, true).await
+            mover.open(&target, true).await.map(|(link, _)| link)
         });
         loop {
             let step = tokio::select! {
@@ -237,7 +237,7 @@ impl Traveller {
                 arrived = &mut opening => Step::Arrived(arrived),
             };
             match step {
-                Step::Arrived(Some((next, _))) => {
+                Step::Arrived(Some(next)) => {
                     self.diary.moves.fetch_add(1, Ordering::Relaxed);
                     self.diary.transport.send_replace(next.transport());
                     return Some(next);
