@@ -1,6 +1,9 @@
 //! `crossfade rollout`: rollouts from a shell, over the gateway's own API.
 
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -8,7 +11,7 @@ use reqwest::Method;
 use serde_json::{Map, Value, json};
 
 use super::Target;
-use crate::rollout::{cohort::Percentage, flag::TRANSPORT};
+use crate::rollout::{cohort::Percentage, flag::TRANSPORT, schedule::Schedule};
 
 #[derive(Args, Debug)]
 pub(super) struct RolloutArgs {
@@ -33,9 +36,13 @@ enum Act {
     Pause(Verb),
     /// Go on.
     Resume(Verb),
+    /// Do not wait for the rest of the bake time.
+    Advance(Verb),
+    /// Approve of the next step.
+    Approve(Verb),
     /// Everybody belongs on the new side, for good.
     Complete(Verb),
-    /// End a rollout; --mode freeze leaves everybody where they are.
+    /// End a rollout; everybody stays where they are, unless --mode says otherwise.
     Stop(Halt),
     /// Turn back. Needs a reason.
     Rollback(Halt),
@@ -82,6 +89,12 @@ struct Set {
     /// The new side, for a component that is new here.
     #[arg(long)]
     to: Option<String>,
+    /// How it goes up: `usual` (1, 5, 25, 50, 100 % over two days), or a JSON file.
+    #[arg(long, value_name = "usual|FILE")]
+    schedule: Option<String>,
+    /// What it must not do: a JSON file.
+    #[arg(long, value_name = "FILE")]
+    guardrails: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -94,13 +107,16 @@ struct Start {
     /// The same users first as the last time.
     #[arg(long)]
     keep_salt: bool,
+    /// Do not wait until it has cooled down.
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Args, Debug)]
 struct Halt {
     #[command(flatten)]
     verb: Verb,
-    /// freeze, stop-and-keep, drain-back (the default) or hard.
+    /// freeze (the default of stop), stop-and-keep, drain-back (the default of rollback) or hard.
     #[arg(long)]
     mode: Option<String>,
 }
@@ -193,14 +209,16 @@ fn ask(act: Act) -> anyhow::Result<Ask> {
         Act::Status => get(format!("{BASE}/feature-flags")),
         Act::Set(set) => {
             let path = format!("{BASE}/feature-flags/{}", set.verb.component);
-            Ask { method: Method::PUT, path, body: set.into_body() }
+            Ask { method: Method::PUT, path, body: set.into_body()? }
         }
-        Act::Start(Start { verb, percentage, keep_salt }) => {
-            let more = json!({ "percentage": percentage, "keepSalt": keep_salt });
+        Act::Start(Start { verb, percentage, keep_salt, force }) => {
+            let more = json!({ "percentage": percentage, "keepSalt": keep_salt, "force": force });
             order("start", verb, more)
         }
         Act::Pause(verb) => order("pause", verb, json!({})),
         Act::Resume(verb) => order("resume", verb, json!({})),
+        Act::Advance(verb) => order("advance", verb, json!({})),
+        Act::Approve(verb) => order("approve", verb, json!({})),
         Act::Complete(verb) => order("complete", verb, json!({})),
         Act::Stop(Halt { verb, mode }) => order("stop", verb, json!({ "mode": mode })),
         Act::Rollback(Halt { verb, .. }) if verb.reason.is_empty() => {
@@ -228,7 +246,18 @@ impl Verb {
 }
 
 impl Set {
-    fn into_body(self) -> Value {
+    fn into_body(self) -> anyhow::Result<Value> {
+        let read = |path: &Path| -> anyhow::Result<Value> {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("{} cannot be read", path.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
+        };
+        let schedule = match self.schedule.as_deref() {
+            Some("usual") => Some(serde_json::to_value(Schedule::usual())?),
+            Some(path) => Some(read(Path::new(path))?),
+            None => None,
+        };
+        let guardrails = self.guardrails.as_deref().map(read).transpose()?;
         let named = [&self.environment, &self.group, &self.allow, &self.deny];
         let conditions = named.iter().any(|list| !list.is_empty()).then(|| {
             json!({
@@ -238,7 +267,9 @@ impl Set {
                 "deny": self.deny,
             })
         });
-        self.verb.with(json!({
+        Ok(self.verb.with(json!({
+            "schedule": schedule,
+            "guardrails": guardrails,
             "enabled": self.enabled,
             "rolloutPercentage": self.percentage,
             "conditions": conditions,
@@ -247,7 +278,7 @@ impl Set {
             "salt": self.salt,
             "from": self.from,
             "to": self.to,
-        }))
+        })))
     }
 }
 
@@ -272,7 +303,7 @@ fn line(flag: &Value) -> String {
         text("from"),
         text("to"),
         flag["effectivePercentage"],
-        text("status"),
+        text("status").replace('_', " "),
         flag["version"],
     )
 }
@@ -292,7 +323,7 @@ fn line_of_journal(entry: &Value) -> String {
         text("action"),
         entry["percentage"][0],
         entry["percentage"][1],
-        entry["status"][1].as_str().unwrap_or_default(),
+        entry["status"][1].as_str().unwrap_or_default().replace('_', " "),
         text("by"),
     )
 }

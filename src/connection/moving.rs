@@ -26,7 +26,8 @@ use crate::{
         DrainConfig,
         board::Standing,
         cohort::Cohort,
-        flag::{StopMode, TRANSPORT},
+        flag::TRANSPORT,
+        schedule::Stop,
         tally::{Tallies, Tally, share},
         verdict::Unit,
     },
@@ -174,7 +175,7 @@ impl Mover {
         tally.id = self.floor.cluster.me().to_string();
         tally.node = self.floor.node.name().to_string();
         tally.at = lifecycle::unix_ms();
-        tally.version = standing.as_ref().map_or(0, |standing| standing.version);
+        tally.version = standing.as_ref().map_or(0, |standing| standing.flag.version);
         tally.users = users.len() as u64;
         tally.pending = moves.len() as u64;
         tally.asked = self.asked;
@@ -199,7 +200,7 @@ impl Mover {
         tally.plain += u64::from(!is_new && !understands);
         let unit = desk.unit();
         let first = found.users.insert(self.hasher.hash_one(&unit.id));
-        let Some(Standing { flag, version, .. }) = standing else { return };
+        let Some(Standing { flag, .. }) = standing else { return };
         let verdict = flag.verdict(&unit, self.floor.board.environment());
         tally.users_new += u64::from(first && verdict.new);
         tally.users_control += u64::from(first && verdict.cohort == Cohort::Control);
@@ -208,18 +209,18 @@ impl Mover {
         if verdict.new == is_new {
             return;
         }
-        match flag.stop {
-            Some(StopMode::Hard) if is_new => {
+        match flag.course.stop {
+            Some(Stop::Hard) if is_new => {
                 desk.superseded = true;
                 drop(desk);
-                let reason = Some(flag.reason.as_str().into());
+                let reason = Some(flag.course.reason.as_str().into());
                 let parting = Parting { reason, ..Parting::from(CloseCode::Draining) };
                 return client.part(parting);
             }
-            Some(StopMode::Freeze | StopMode::StopAndKeep) => return,
-            Some(StopMode::DrainBack | StopMode::Hard) | None => {}
+            Some(Stop::Freeze | Stop::StopAndKeep) => return,
+            Some(Stop::DrainBack | Stop::Hard) | None => {}
         }
-        let may = desk.mobility.may_be_asked(*version, self.config.ask_again);
+        let may = desk.mobility.may_be_asked(flag.version, self.config.ask_again);
         if may && (is_new || found.forward) {
             let to = if is_new { "sse" } else { "websocket" };
             let bucket = verdict.bucket.number();
@@ -231,7 +232,7 @@ impl Mover {
     fn ask(&mut self) {
         let flags = self.floor.board.now();
         let Some(standing) = flags.get(TRANSPORT) else { return self.queue.clear() };
-        let turned_back = standing.flag.stop.is_some();
+        let turned_back = standing.flag.course.stop.is_some();
         let rate = if turned_back { self.config.emergency_rate } else { self.config.rate };
         let share = share(&self.tallies.mine(), &self.tallies.others());
         let reason = if turned_back { "rollback" } else { "rollout" };
@@ -242,7 +243,7 @@ impl Mover {
             if desk.is_closed() || desk.superseded || desk.parting().is_some() {
                 continue;
             }
-            desk.mobility.asked(standing.version);
+            desk.mobility.asked(standing.flag.version);
             let within = u64::try_from(self.config.within.as_millis()).unwrap_or(u64::MAX);
             let frame = ServerFrame::Migrate { transport: to, within, reason: reason.into() };
             client.send(&mut desk, &frame);

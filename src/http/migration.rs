@@ -26,7 +26,8 @@ use crate::{
     rollout::{
         board::{By, ChangeError, Changed, Standing},
         cohort::Percentage,
-        flag::{Change, Component, Settings, StopMode, TRANSPORT},
+        flag::{Change, Component, Settings, TRANSPORT},
+        schedule::Stop,
         tally::Figures,
     },
 };
@@ -85,7 +86,7 @@ pub(super) async fn put(
     let version = field(&mut fields, "version")?;
     let reason = reason(field(&mut fields, "reason")?)?;
     let settings: Settings = typed(Value::Object(fields))?;
-    edge.change(&component, &Change::Set(settings), version, By { reason, ..by }).await
+    edge.change(&component, &Change::Set(Box::new(settings)), version, By { reason, ..by }).await
 }
 
 /// What can be said beside a verb. Nothing has to be.
@@ -96,10 +97,11 @@ struct Order {
     reason: Option<String>,
     percentage: Option<Percentage>,
     keep_salt: bool,
-    mode: Option<StopMode>,
+    force: bool,
+    mode: Option<Stop>,
 }
 
-/// `start`, `pause`, `resume`, `complete`, `rollback`, `stop`.
+/// `start`, `pause`, `resume`, `advance`, `approve`, `complete`, `rollback`, `stop`.
 pub(super) async fn order(
     State(edge): State<Edge>,
     path: Result<Path<(String, String)>, PathRejection>,
@@ -110,23 +112,29 @@ pub(super) async fn order(
     let component = named(&name)?;
     let body = read_body(request, &edge).await?;
     let order: Order = if body.is_empty() { Order::default() } else { parse(&body)? };
-    let Order { version, reason: said, percentage, keep_salt, mode } = order;
+    let Order { version, reason: said, percentage, keep_salt, force, mode } = order;
     let reason = reason(said)?;
-    let mode = mode.unwrap_or_default();
     let change = match verb.as_str() {
-        "start" => Change::Start { percentage, keep_salt },
+        "start" => {
+            let waits_for = edge.waits_for(&component);
+            Change::Start { percentage, keep_salt, force, waits_for }
+        }
         "pause" => Change::Pause,
         "resume" => Change::Resume,
+        "advance" => Change::Advance,
+        "approve" => Change::Approve,
         "complete" => Change::Complete,
-        "stop" => Change::Stop(mode),
         "rollback" if reason.is_empty() => {
             let message = "a rollback needs a \"reason\": those who come after want to know why";
             return Err(ApiError::new(ErrorCode::Malformed, message));
         }
-        "rollback" => Change::Rollback(mode),
+        // What is stopped softly stays where it is.
+        "stop" => Change::Stop(mode.unwrap_or(Stop::Freeze)),
+        "rollback" => Change::Stop(mode.unwrap_or_default()),
         _ => {
             let message = format!(
-                "nothing can be done by {verb:?}: start, pause, resume, complete, stop, rollback"
+                "nothing can be done by {verb:?}: start, pause, resume, advance, approve, \
+                 complete, stop, rollback"
             );
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
@@ -202,6 +210,14 @@ impl Edge {
         Ok(By { name: known_as(&identity), reason: String::new() })
     }
 
+    /// What has to be completed before this one may begin.
+    fn waits_for(&self, component: &Component) -> Vec<String> {
+        let now = self.floor.board.now();
+        let Some(standing) = now.get(component.as_str()) else { return Vec::new() };
+        let status = |other: &str| now.get(other).map(|other| other.flag.course.status);
+        standing.flag.schedule.waits_for(status)
+    }
+
     async fn change(
         &self,
         component: &Component,
@@ -209,7 +225,7 @@ impl Edge {
         version: Option<u64>,
         by: By,
     ) -> Result<Response, ApiError> {
-        let Changed { now, kept } =
+        let Changed { now, kept, .. } =
             self.floor.board.change(component, change, version, &by).await?;
         let mut body = shown(&now);
         body["kept"] = json!(kept);
@@ -233,10 +249,18 @@ fn known_as(identity: &Identity) -> String {
     key.or(user).unwrap_or_else(|| "anonymous".to_owned())
 }
 
-/// A rollout as it is shown.
+/// A rollout as it is shown: what everybody asks for comes first.
 pub(super) fn shown(standing: &Standing) -> Value {
-    let mut value = json!(standing);
-    value["effectivePercentage"] = json!(standing.flag.effective());
+    let flag = &standing.flag;
+    let course = &flag.course;
+    let mut value = json!(flag);
+    value["status"] = json!(course.status);
+    value["rolloutPercentage"] = json!(course.percentage);
+    value["effectivePercentage"] = json!(flag.effective());
+    value["epoch"] = json!(course.epoch);
+    value["stop"] = json!(course.stop);
+    value["reason"] = json!(course.reason);
+    value["unsaved"] = json!(standing.unsaved);
     value
 }
 

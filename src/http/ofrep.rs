@@ -117,8 +117,8 @@ fn evaluated(standing: &Standing, unit: &Unit, board: &Board) -> Value {
         "metadata": {
             "cohort": verdict.cohort.to_string(),
             "percentage": flag.effective().percent(),
-            "version": standing.version,
-            "epoch": flag.epoch,
+            "version": flag.version,
+            "epoch": flag.course.epoch,
         },
     })
 }

@@ -13,7 +13,8 @@ use crate::{
     protocol::ErrorCode,
     rollout::{
         cohort::Cohort,
-        flag::{StopMode, TRANSPORT},
+        flag::TRANSPORT,
+        schedule::Stop,
         verdict::{Because, Unit},
     },
 };
@@ -89,7 +90,7 @@ fn decide(edge: &Edge, unit: Option<&Unit>, uses: Option<&str>) -> Route {
     let flag = &standing.flag;
     // Who cannot be told from others next time belongs where everybody was before.
     let verdict = unit.map(|unit| flag.verdict(unit, edge.floor.board.environment()));
-    let frozen = flag.stop == Some(StopMode::Freeze) && uses != Some(WEBSOCKET.transport);
+    let frozen = flag.course.stop == Some(Stop::Freeze) && uses != Some(WEBSOCKET.transport);
     let new = verdict.is_some_and(|verdict| verdict.new) && !frozen;
     let (first, other) = if new { (WEBSOCKET, SSE) } else { (SSE, WEBSOCKET) };
     Route {
@@ -100,6 +101,6 @@ fn decide(edge: &Edge, unit: Option<&Unit>, uses: Option<&str>) -> Route {
         cohort: verdict.map_or(Cohort::Rest, |verdict| verdict.cohort),
         bucket: verdict.map(|verdict| f64::from(verdict.bucket.number()) / 1000.0),
         because: verdict.map_or(Because::NotEligible, |verdict| verdict.because),
-        version: standing.version,
+        version: flag.version,
     }
 }

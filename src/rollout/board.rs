@@ -16,7 +16,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{
-    flag::{Change, Component, Flag, Refused, Settings},
+    flag::{Change, Component, Flag, Settings},
+    schedule::{Act, Refused, Status},
     verdict::{Unit, Verdict},
 };
 use crate::{
@@ -53,14 +54,13 @@ pub struct Flags {
     pub cut_off: Option<Instant>,
 }
 
-/// A rollout and which version of it this is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A rollout and where it stands in the store.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     /// The rollout.
-    #[serde(flatten)]
     pub flag: Flag,
-    /// Its version in the store.
-    pub version: u64,
+    /// The version of its record. It rises with each look too, the flag's own does not.
+    pub stored: u64,
     /// A stop that holds on this node only, until the store can be written.
     pub unsaved: bool,
 }
@@ -88,19 +88,21 @@ pub struct Entry {
     /// The percentage before and after.
     pub percentage: [f64; 2],
     /// The status before and after.
-    pub status: [String; 2],
+    pub status: [serde_json::Value; 2],
     /// What was measured when it was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<serde_json::Value>,
 }
 
 /// What came of a change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Changed {
     /// The rollout as it is now.
     pub now: Arc<Standing>,
     /// Whether it was written down. A stop that was not holds on this node until it can be.
     pub kept: bool,
+    /// What is to be done now.
+    pub acts: Vec<Act>,
 }
 
 /// Why a rollout was not changed.
@@ -130,7 +132,7 @@ pub enum ChangeError {
 impl Standing {
     /// Versions begin anew when a store lost everything: then the time counts.
     fn is_newer_than(&self, other: &Self) -> bool {
-        other.version < self.version && other.flag.changed_at < self.flag.changed_at
+        other.stored < self.stored && other.flag.changed_at < self.flag.changed_at
     }
 }
 
@@ -231,15 +233,15 @@ impl Board {
     ) -> Result<Changed, ChangeError> {
         let saved = self.save(component, change, expected, by, figures).await;
         match saved {
-            Ok(now) => {
+            Ok((now, acts)) => {
                 self.unsaved.lock().remove(component);
                 self.show(&now);
-                Ok(Changed { now, kept: true })
+                Ok(Changed { now, kept: true, acts })
             }
             Err(ChangeError::Store(err)) if change.is_stop() => {
-                let now = self.stop_here(component, change, by);
-                let now = now.ok_or(ChangeError::Store(err))?;
-                Ok(Changed { now, kept: false })
+                let stopped = self.stop_here(component, change, by);
+                let (now, acts) = stopped.ok_or(ChangeError::Store(err))?;
+                Ok(Changed { now, kept: false, acts })
             }
             Err(err) => Err(err),
         }
@@ -275,30 +277,40 @@ impl Board {
         expected: Option<u64>,
         by: &By,
         figures: Option<serde_json::Value>,
-    ) -> Result<Arc<Standing>, ChangeError> {
+    ) -> Result<(Arc<Standing>, Vec<Act>), ChangeError> {
         let key = key(component);
         let mut found = self.store.get(&key).await?;
         for _ in 0..TRIES {
-            let (version, before) = standing(component, found.as_ref(), change)?;
-            if let Some(expected) = expected.filter(|expected| *expected != version) {
-                let component = component.clone();
-                return Err(ChangeError::Version { component, expected, found: version });
+            let (stored, before) = standing(component, found.as_ref(), change)?;
+            let differs = |expected: &u64| *expected != before.version;
+            if let Some(expected) = expected.filter(differs) {
+                let (component, found) = (component.clone(), before.version);
+                return Err(ChangeError::Version { component, expected, found });
             }
-            let after = Flag {
-                reason: by.reason.clone(),
-                changed_by: by.name.clone(),
-                changed_at: lifecycle::unix_ms(),
-                ..before.after(change)?
-            };
-            let note = Some(entry(change, by, &before, &after, figures.clone()));
+            let now = lifecycle::unix_ms();
+            let (mut after, acts) = before.after(change, &by.reason, now)?;
+            if after == before && matches!(change, Change::Look(_)) {
+                return Ok((Arc::new(Standing { flag: after, stored, unsaved: false }), acts));
+            }
+            // A look at which nothing happened but time is nobody's news.
+            let news = !acts.is_empty() || !matches!(change, Change::Look(_));
+            if news {
+                after.version += 1;
+                after.changed_at = now;
+                after.changed_by.clone_from(&by.name);
+            }
+            let note = news.then(|| entry(change, by, (&before, &after, &acts), figures.clone()));
             let value = serde_json::to_string(&after).map_err(|err| Refused(err.to_string()))?;
-            match self.store.put(&key, Write { expected: version, value, note }).await? {
-                Written::Done(version) => {
-                    info!(
-                        %component, version, action = change.name(), by = by.name,
-                        reason = by.reason, percentage = %after.percentage, "rollout changed"
-                    );
-                    return Ok(Arc::new(Standing { flag: after, version, unsaved: false }));
+            match self.store.put(&key, Write { expected: stored, value, note }).await? {
+                Written::Done(stored) => {
+                    if news {
+                        info!(
+                            %component, version = after.version, action = change.name(),
+                            by = by.name, reason = after.course.reason,
+                            percentage = %after.effective(), "rollout changed"
+                        );
+                    }
+                    return Ok((Arc::new(Standing { flag: after, stored, unsaved: false }), acts));
                 }
                 Written::Conflict(now) => found = now,
             }
@@ -308,14 +320,19 @@ impl Board {
     }
 
     /// Stops on this node, until it can be written down.
-    fn stop_here(&self, component: &Component, change: &Change, by: &By) -> Option<Arc<Standing>> {
+    fn stop_here(
+        &self,
+        component: &Component,
+        change: &Change,
+        by: &By,
+    ) -> Option<(Arc<Standing>, Vec<Act>)> {
         let standing = Arc::clone(self.now().by_component.get(component)?);
         warn!(%component, reason = by.reason, "stopped on this node; the store cannot be written");
         self.unsaved.lock().insert(component.clone(), (change.clone(), by.clone()));
-        let flag = standing.flag.after(change).ok()?;
-        let now = Arc::new(Standing { flag, version: standing.version, unsaved: true });
+        let (flag, acts) = standing.flag.after(change, &by.reason, lifecycle::unix_ms()).ok()?;
+        let now = Arc::new(Standing { flag, stored: standing.stored, unsaved: true });
         self.show(&now);
-        Some(now)
+        Some((now, acts))
     }
 
     fn show(&self, standing: &Arc<Standing>) {
@@ -344,7 +361,7 @@ impl Board {
         let owed: Vec<_> = self.unsaved.lock().clone().into_iter().collect();
         for (component, (change, by)) in owed {
             match self.save(&component, &change, None, &by, None).await {
-                Ok(now) => {
+                Ok((now, _)) => {
                     self.unsaved.lock().remove(&component);
                     self.show(&now);
                 }
@@ -379,7 +396,7 @@ impl Board {
             match serde_json::from_str::<Flag>(&record.value) {
                 Ok(flag) => {
                     let component = flag.component.clone();
-                    let standing = Standing { flag, version: record.version, unsaved: false };
+                    let standing = Standing { flag, stored: record.version, unsaved: false };
                     flags.by_component.insert(component, Arc::new(standing));
                 }
                 Err(err) => warn!(key, %err, "a rollout in the store cannot be read"),
@@ -388,7 +405,7 @@ impl Board {
         for (component, known) in &before.by_component {
             let read = flags.by_component.get(component);
             if read.is_none_or(|read| known.is_newer_than(read)) && !known.unsaved {
-                self.give_back(known, read.map_or(0, |read| read.version)).await;
+                self.give_back(known, read.map_or(0, |read| read.stored)).await;
             }
         }
         self.known.send_if_modified(|known| {
@@ -413,8 +430,8 @@ impl Board {
         warn!(%component, "the store has lost a rollout: it is given back as it was known here");
         let Ok(value) = serde_json::to_string(&known.flag) else { return };
         let by = By { name: "gateway".to_owned(), reason: "the store had lost it".to_owned() };
-        let change = Change::Set(Settings::default());
-        let note = Some(entry(&change, &by, &known.flag, &known.flag, None));
+        let change = Change::Set(Box::default());
+        let note = Some(entry(&change, &by, (&known.flag, &known.flag, &[]), None));
         let _ = self.store.put(&key(component), Write { expected, value, note }).await;
     }
 }
@@ -431,7 +448,7 @@ fn standing(
 ) -> Result<(u64, Flag), ChangeError> {
     let Some(record) = found else {
         let settings = match change {
-            Change::Set(settings) => settings.clone(),
+            Change::Set(settings) => Settings::clone(settings),
             Change::Start { .. } => Settings::default(),
             _ => return Err(ChangeError::Unknown(component.clone())),
         };
@@ -446,17 +463,34 @@ fn standing(
 fn entry(
     change: &Change,
     by: &By,
-    before: &Flag,
-    after: &Flag,
+    (before, after, acts): (&Flag, &Flag, &[Act]),
     figures: Option<serde_json::Value>,
 ) -> String {
+    let status = |flag: &Flag| serde_json::to_value(flag.course.status).unwrap_or_default();
+    let told = acts.iter().filter_map(|act| match act {
+        Act::Tell { text, .. } => Some(text.as_str()),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
     let entry = Entry {
-        action: change.name().to_owned(),
+        action: action(change, before, after).to_owned(),
         by: by.name.clone(),
-        reason: by.reason.clone(),
+        // Who looks says nothing; what came of it does.
+        reason: if by.reason.is_empty() { told.join("; ") } else { by.reason.clone() },
         percentage: [before.effective().percent(), after.effective().percent()],
-        status: [before.status.to_string(), after.status.to_string()],
+        status: [status(before), status(after)],
         figures,
     };
     serde_json::to_string(&entry).unwrap_or_default()
+}
+
+/// What a look came to has a name of its own.
+fn action(change: &Change, before: &Flag, after: &Flag) -> &'static str {
+    let Change::Look(_) = change else { return change.name() };
+    match (before.course.percentage, after.course.percentage) {
+        (from, to) if from < to => "advance",
+        (from, to) if to < from => "rollback",
+        _ if after.course.status == Status::Completed => "complete",
+        _ => "hold",
+    }
 }

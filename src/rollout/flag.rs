@@ -1,16 +1,21 @@
-//! One rollout: what it moves, to how many, and how it stands. Pure: what may become of it, given
-//! what somebody asks for.
+//! One rollout: what it moves, to whom, how it is to go, and how far it has come. Pure: what may become
+//! of it, given what somebody asks for.
 //!
-//! It knows no store, no clock and no connection. Who belongs where is [`super::verdict`]'s business.
+//! It knows no store, no clock and no connection. Who belongs where is [`super::verdict`]'s business,
+//! and how it goes up and back that of [`super::schedule`].
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::cohort::{HashRule, Percentage};
+use super::{
+    cohort::{HashRule, Percentage},
+    guardrail::Guardrails,
+    schedule::{self, Act, Input, Look, Refused, Schedule, State, Status, Stop},
+};
 
 /// A rollout of one component from its old side to its new one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Flag {
     /// What is rolled out.
@@ -21,11 +26,6 @@ pub struct Flag {
     pub to: Side,
     /// Off means that everybody belongs on the old side.
     pub enabled: bool,
-    /// How it stands.
-    pub status: Status,
-    /// The share of eligible users that belongs on the new side while nothing stops it.
-    #[serde(rename = "rolloutPercentage")]
-    pub percentage: Percentage,
     /// What a user's place is computed with; empty for the component's name.
     pub salt: String,
     /// How a user's place is computed.
@@ -34,14 +34,14 @@ pub struct Flag {
     pub conditions: Conditions,
     /// Whether clients may take the old side when the new one cannot be reached.
     pub fallback_enabled: bool,
-    /// How often it was started. Figures of one epoch say nothing about another.
-    pub epoch: u64,
-    /// How it was stopped, while it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stop: Option<StopMode>,
-    /// Why it stands as it does, in the words of who last changed it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub reason: String,
+    /// How it is to go up.
+    pub schedule: Schedule,
+    /// What it must not do.
+    pub guardrails: Guardrails,
+    /// How far it has come.
+    pub course: State,
+    /// One more with each change that somebody should know of; a look that changes nothing is none.
+    pub version: u64,
     /// Who last changed it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub changed_by: String,
@@ -80,65 +80,45 @@ pub struct Conditions {
     pub deny: Vec<String>,
 }
 
-/// How a rollout stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Defined, not begun.
-    Pending,
-    /// Under way.
-    Running,
-    /// Held where it is.
-    Paused,
-    /// Everybody has been moved, for good.
-    Completed,
-    /// Turned back.
-    RolledBack,
-    /// Ended by somebody, with everybody where they were.
-    Stopped,
-    /// Ended by the emergency stop.
-    Failed,
-}
-
-/// What becomes of those who are on the new side when a rollout is stopped, from soft to hard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StopMode {
-    /// Nobody new is sent there. Who is there stays, and may come back to it.
-    Freeze,
-    /// Nobody new is sent there. Who is there stays until the connection ends.
-    StopAndKeep,
-    /// Who is there is asked back at the emergency rate, who came last first.
-    #[default]
-    DrainBack,
-    /// Who is there is cut off, and comes back on the old side.
-    Hard,
-}
-
-/// What somebody wants to become of a rollout.
+/// What is to become of a rollout.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Begin, or begin anew after an end.
     Start {
-        /// With so many; without it as many as it says already.
+        /// With so many, where there is no schedule.
         percentage: Option<Percentage>,
         /// Keep the salt of the time before, and with it the same users.
         keep_salt: bool,
+        /// Do not wait until it has cooled down.
+        force: bool,
+        /// What has to be completed first.
+        waits_for: Vec<String>,
     },
     /// Say how it is to be.
-    Set(Settings),
+    Set(Box<Settings>),
     /// Hold it where it is.
     Pause,
     /// Go on.
     Resume,
-    /// Everybody belongs on the new side, for good.
+    /// Do not wait for the rest of the bake time.
+    Advance,
+    /// Somebody approves of the next step.
+    Approve,
+    /// Everybody is on the new side, for good.
     Complete,
-    /// Turn back.
-    Rollback(StopMode),
-    /// End it with everybody where they are.
-    Stop(StopMode),
+    /// End it: frozen where it is, or with everybody back.
+    Stop(Stop),
     /// Off, and everybody back.
-    EmergencyStop(StopMode),
+    EmergencyStop(Stop),
+    /// Both sides were compared.
+    Validated {
+        /// In which stage.
+        stage: u64,
+        /// What was found to differ.
+        differs: Option<String>,
+    },
+    /// It was looked at.
+    Look(Box<Look>),
 }
 
 /// What can be said of a rollout directly; what is left out stays.
@@ -161,12 +141,11 @@ pub struct Settings {
     pub from: Option<Side>,
     /// The new side, for a component that is new here.
     pub to: Option<Side>,
+    /// How it is to go up.
+    pub schedule: Option<Schedule>,
+    /// What it must not do.
+    pub guardrails: Option<Guardrails>,
 }
-
-/// Why something cannot become of a rollout.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(pub String);
 
 impl Flag {
     /// A rollout that nobody has begun. The two that the gateway knows have their sides already.
@@ -186,15 +165,14 @@ impl Flag {
             from,
             to,
             enabled: true,
-            status: Status::Pending,
-            percentage: Percentage::ZERO,
             salt: String::new(),
             algorithm: HashRule::default(),
             conditions: Conditions::default(),
             fallback_enabled: true,
-            epoch: 0,
-            stop: None,
-            reason: String::new(),
+            schedule: Schedule::default(),
+            guardrails: Guardrails::default(),
+            course: State::default(),
+            version: 0,
             changed_by: String::new(),
             changed_at: 0,
         })
@@ -202,70 +180,94 @@ impl Flag {
 
     /// The share of eligible users that belongs on the new side as it stands now.
     pub fn effective(&self) -> Percentage {
-        let stopped = self.stop.is_some_and(|mode| mode != StopMode::Freeze);
-        let begun = !matches!(self.status, Status::Pending);
-        if self.enabled && begun && !stopped { self.percentage } else { Percentage::ZERO }
+        if self.enabled { self.course.percentage } else { Percentage::ZERO }
     }
 
-    /// What it becomes.
+    /// What it becomes for this reason at `now` (milliseconds since 1970), and what is to be done then.
     ///
     /// # Errors
     /// Says why it cannot, and what could.
-    pub fn after(&self, change: &Change) -> Result<Self, Refused> {
+    pub fn after(
+        &self,
+        change: &Change,
+        reason: &str,
+        now: u64,
+    ) -> Result<(Self, Vec<Act>), Refused> {
         let mut next = self.clone();
-        match change {
-            Change::Start { percentage, keep_salt } => next.start(*percentage, *keep_salt)?,
-            Change::Set(settings) => next.set(settings)?,
-            Change::Pause => next.go("pause", &[Status::Running], Status::Paused)?,
-            Change::Resume => next.go("resume", &[Status::Paused], Status::Running)?,
-            Change::Complete => {
-                next.go("complete", &[Status::Running, Status::Paused], Status::Completed)?;
-                next.percentage = Percentage::ALL;
+        let said = reason.to_owned();
+        let input = match change {
+            Change::Start { percentage, keep_salt, force, waits_for } => {
+                next.schedule.keep_salt |= *keep_salt;
+                let (waits_for, force) = (waits_for.clone(), *force);
+                let mut acts = next.go(Input::Start { reason: said, waits_for, force }, now)?;
+                next.schedule.keep_salt = self.schedule.keep_salt;
+                next.enabled = true;
+                if let Some(percentage) = *percentage {
+                    acts.extend(next.begin_at(percentage, reason, now)?);
+                }
+                return Ok((next.salted(&acts), acts));
             }
-            Change::Rollback(mode) => next.halt(Status::RolledBack, *mode),
-            Change::Stop(mode) => next.halt(Status::Stopped, *mode),
-            Change::EmergencyStop(mode) => {
-                next.halt(Status::Failed, *mode);
+            Change::Set(settings) => {
+                let acts = next.set(settings, reason, now)?;
+                return Ok((next.salted(&acts), acts));
+            }
+            Change::EmergencyStop(how) => {
                 next.enabled = false;
+                Input::EmergencyStop { how: *how, reason: said }
             }
-        }
-        Ok(next)
+            Change::Pause => Input::Pause { reason: said },
+            Change::Resume => Input::Resume,
+            Change::Advance => Input::Advance,
+            Change::Approve => Input::Approve,
+            Change::Complete => Input::Complete,
+            Change::Stop(how) => Input::Stop { how: *how, reason: said },
+            Change::Validated { stage, differs } => {
+                Input::Validated { stage: *stage, differs: differs.clone() }
+            }
+            Change::Look(look) => Input::Look(Look::clone(look)),
+        };
+        let acts = next.go(input, now)?;
+        Ok((next, acts))
     }
 
     /// Whether it has come to an end from which only a new start leads.
     pub fn has_ended(&self) -> bool {
-        matches!(self.status, Status::RolledBack | Status::Stopped | Status::Failed)
+        matches!(self.course.status, Status::RolledBack | Status::Stopped | Status::Failed)
     }
 
-    fn start(&mut self, percentage: Option<Percentage>, keep_salt: bool) -> Result<(), Refused> {
-        if matches!(self.status, Status::Running | Status::Paused) {
-            return Err(Refused(format!(
-                "{} is {} already: set its percentage, or pause, resume, advance it",
-                self.component, self.status
-            )));
-        }
-        let own = self.salt.is_empty() || self.salt == own_salt(&self.component, self.epoch);
-        if 0 < self.epoch && !keep_salt && own && self.algorithm == HashRule::CrossfadeV1 {
-            // Those who met a fault first the last time are not to meet it first again.
-            self.salt = own_salt(&self.component, self.epoch + 1);
-        }
-        if self.has_ended() && percentage.is_none() {
-            // What it had come to is not where it begins again.
-            self.percentage = Percentage::ZERO;
-        }
-        self.epoch += 1;
-        self.enabled = true;
-        self.status = Status::Running;
-        self.stop = None;
-        self.percentage = percentage.unwrap_or(self.percentage);
-        Ok(())
+    fn go(&mut self, input: Input, now: u64) -> Result<Vec<Act>, Refused> {
+        let (course, acts) = schedule::step(&self.schedule, &self.course, input, now)?;
+        self.course = course;
+        Ok(acts)
     }
 
-    fn set(&mut self, settings: &Settings) -> Result<(), Refused> {
-        let (sides, other) = ((&self.from, &self.to), (&settings.from, &settings.to));
-        if other.0.as_ref().is_some_and(|from| from != sides.0)
-            || other.1.as_ref().is_some_and(|to| to != sides.1)
-        {
+    fn begin_at(
+        &mut self,
+        percentage: Percentage,
+        reason: &str,
+        now: u64,
+    ) -> Result<Vec<Act>, Refused> {
+        if !self.schedule.steps.is_empty() {
+            return Err(Refused(
+                "its schedule says where it begins: leave the percentage out".into(),
+            ));
+        }
+        self.go(Input::Set { percentage, reason: reason.to_owned() }, now)
+    }
+
+    /// Those who met a fault first the last time are not to meet it first again. The salt of another
+    /// system's rule is that system's.
+    fn salted(mut self, acts: &[Act]) -> Self {
+        let own = self.algorithm == HashRule::CrossfadeV1;
+        if own && acts.contains(&Act::Begin { new_salt: true }) {
+            self.salt = format!("{}.{}", self.component, self.course.epoch);
+        }
+        self
+    }
+
+    fn set(&mut self, settings: &Settings, reason: &str, now: u64) -> Result<Vec<Act>, Refused> {
+        let other = |said: &Option<Side>, is: &Side| said.as_ref().is_some_and(|side| side != is);
+        if other(&settings.from, &self.from) || other(&settings.to, &self.to) {
             return Err(Refused(format!("the sides of {} cannot be changed", self.component)));
         }
         let reshuffles = settings.salt.as_ref().is_some_and(|salt| *salt != self.salt)
@@ -274,65 +276,36 @@ impl Flag {
             return Err(Refused(format!(
                 "a new salt or algorithm would move users of {} at random while it is at {}: \
                  roll it back first, or start it anew",
-                self.component, self.percentage
+                self.component,
+                self.effective()
             )));
         }
-        let wanted = settings.rollout_percentage.unwrap_or(self.percentage);
-        let turns_on = settings.enabled == Some(true) && !self.enabled;
-        if self.has_ended() && (self.percentage < wanted || turns_on) {
-            return Err(Refused(format!(
-                "{} was ended ({}): start it again to raise it",
-                self.component, self.status
-            )));
+        if self.has_ended() && settings.enabled == Some(true) && !self.enabled {
+            return Err(Refused(format!("{} was ended: start it again", self.component)));
         }
-        self.percentage = wanted;
-        self.enabled = settings.enabled.unwrap_or(self.enabled);
-        if self.status == Status::Pending && Percentage::ZERO < wanted && self.enabled {
-            (self.status, self.epoch) = (Status::Running, self.epoch + 1);
+        self.take(settings);
+        let wrong = |err: &dyn fmt::Display| Refused(err.to_string());
+        self.schedule.check(self.component.as_str()).map_err(|err| wrong(&err))?;
+        self.guardrails.check().map_err(|err| wrong(&err))?;
+        match settings.rollout_percentage {
+            Some(percentage) => self.go(Input::Set { percentage, reason: reason.to_owned() }, now),
+            None => Ok(Vec::new()),
         }
-        if self.status == Status::Completed && wanted < Percentage::ALL {
-            self.status = Status::Running;
-        }
-        self.conditions = settings.conditions.clone().unwrap_or_else(|| self.conditions.clone());
-        self.fallback_enabled = settings.fallback_enabled.unwrap_or(self.fallback_enabled);
-        self.salt = settings.salt.clone().unwrap_or_else(|| self.salt.clone());
-        self.algorithm = settings.algorithm.unwrap_or(self.algorithm);
-        Ok(())
     }
 
-    fn go(&mut self, verb: &str, from: &[Status], to: Status) -> Result<(), Refused> {
-        if !from.contains(&self.status) {
-            return Err(Refused(format!(
-                "{} is {}: there is nothing to {verb}",
-                self.component, self.status
-            )));
+    fn take(&mut self, settings: &Settings) {
+        fn take<T: Clone>(place: &mut T, said: &Option<T>) {
+            if let Some(said) = said {
+                place.clone_from(said);
+            }
         }
-        self.status = to;
-        Ok(())
-    }
-
-    /// A stop always holds, and never becomes softer by another one.
-    fn halt(&mut self, status: Status, mode: StopMode) {
-        let before = self.stop.map_or(0, StopMode::strength);
-        if before < mode.strength() {
-            self.stop = Some(mode);
-        }
-        self.status = status;
-    }
-}
-
-fn own_salt(component: &Component, epoch: u64) -> String {
-    format!("{component}.{epoch}")
-}
-
-impl StopMode {
-    fn strength(self) -> u8 {
-        match self {
-            Self::Freeze => 1,
-            Self::StopAndKeep => 2,
-            Self::DrainBack => 3,
-            Self::Hard => 4,
-        }
+        take(&mut self.enabled, &settings.enabled);
+        take(&mut self.conditions, &settings.conditions);
+        take(&mut self.fallback_enabled, &settings.fallback_enabled);
+        take(&mut self.salt, &settings.salt);
+        take(&mut self.algorithm, &settings.algorithm);
+        take(&mut self.schedule, &settings.schedule);
+        take(&mut self.guardrails, &settings.guardrails);
     }
 }
 
@@ -344,17 +317,21 @@ impl Change {
             Self::Set(_) => "set",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Advance => "advance",
+            Self::Approve => "approve",
             Self::Complete => "complete",
-            Self::Rollback(_) => "rollback",
-            Self::Stop(_) => "stop",
+            Self::Stop(Stop::Freeze) => "stop",
+            Self::Stop(_) => "rollback",
             Self::EmergencyStop(_) => "emergency-stop",
+            Self::Validated { .. } => "validated",
+            Self::Look(_) => "look",
         }
     }
 
     /// Whether it only ever takes users from the new side: it is honoured even where it cannot be
     /// written down.
     pub const fn is_stop(&self) -> bool {
-        matches!(self, Self::Rollback(_) | Self::Stop(_) | Self::EmergencyStop(_))
+        matches!(self, Self::Stop(_) | Self::EmergencyStop(_))
     }
 }
 
@@ -419,20 +396,6 @@ macro_rules! named {
 named!(Component);
 named!(Side);
 
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pending => "pending",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Completed => "completed",
-            Self::RolledBack => "rolled back",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -447,58 +410,76 @@ mod tests {
 
     fn set(share: f64) -> Change {
         let rollout_percentage = Some(percent(share));
-        Change::Set(Settings { rollout_percentage, ..Settings::default() })
+        Change::Set(Box::new(Settings { rollout_percentage, ..Settings::default() }))
     }
 
-    fn begun(share: f64) -> Flag {
-        flag().after(&Change::Start { percentage: Some(percent(share)), keep_salt: false }).unwrap()
+    fn start(percentage: Option<f64>) -> Change {
+        let percentage = percentage.map(percent);
+        Change::Start { percentage, keep_salt: false, force: true, waits_for: Vec::new() }
+    }
+
+    impl Flag {
+        fn then(&self, change: &Change) -> Self {
+            self.after(change, "a reason", 1).unwrap().0
+        }
+
+        fn refuses(&self, change: &Change) -> String {
+            self.after(change, "a reason", 1).unwrap_err().0
+        }
     }
 
     #[test]
     fn a_rollout_runs_once_somebody_is_on_its_new_side() {
         assert_eq!(flag().effective(), Percentage::ZERO);
-        let running = flag().after(&set(25.0)).unwrap();
-        assert_eq!((running.status, running.epoch), (Status::Running, 1));
+        let running = flag().then(&set(25.0));
+        assert_eq!((running.course.status, running.course.epoch), (Status::Running, 1));
         assert_eq!(running.effective(), percent(25.0));
         let off = Settings { enabled: Some(false), ..Settings::default() };
-        assert_eq!(running.after(&Change::Set(off)).unwrap().effective(), Percentage::ZERO);
+        assert_eq!(running.then(&Change::Set(Box::new(off))).effective(), Percentage::ZERO);
     }
 
     #[test]
     fn an_end_is_left_only_by_a_start_with_another_epoch_and_other_first_users() {
-        let ended = begun(50.0).after(&Change::Rollback(StopMode::DrainBack)).unwrap();
+        let ended = flag().then(&start(Some(50.0))).then(&Change::Stop(Stop::DrainBack));
         assert_eq!(ended.effective(), Percentage::ZERO);
-        assert!(ended.after(&set(60.0)).unwrap_err().0.contains("start it again"));
-        assert!(ended.after(&Change::Resume).is_err());
-        let again = Change::Start { percentage: None, keep_salt: false };
-        let again = ended.after(&again).unwrap();
-        assert_eq!((again.epoch, again.stop, again.percentage), (2, None, Percentage::ZERO));
+        assert!(ended.refuses(&set(60.0)).contains("start it first"));
+        ended.refuses(&Change::Resume);
+        let again = ended.then(&start(None));
+        assert_eq!((again.course.epoch, again.course.stop), (2, None));
+        assert_eq!(again.effective(), Percentage::ZERO);
         assert_ne!(again.salt, ended.salt);
-        let same = Change::Start { percentage: Some(percent(1.0)), keep_salt: true };
-        assert_eq!(ended.after(&same).unwrap().salt, ended.salt);
+        let same = Change::Start {
+            percentage: Some(percent(1.0)),
+            keep_salt: true,
+            force: true,
+            waits_for: Vec::new(),
+        };
+        let same = ended.then(&same);
+        assert_eq!((&same.salt, same.schedule.keep_salt), (&ended.salt, false));
     }
 
     #[test]
     fn a_stop_holds_in_every_state_and_never_gets_softer() {
-        let states = [flag(), begun(5.0), begun(5.0).after(&Change::Pause).unwrap()];
-        for state in states {
-            let hard = state.after(&Change::EmergencyStop(StopMode::Hard)).unwrap();
-            assert_eq!((hard.status, hard.enabled), (Status::Failed, false));
-            let softer = hard.after(&Change::Rollback(StopMode::Freeze)).unwrap();
-            assert_eq!(softer.stop, Some(StopMode::Hard));
+        let begun = flag().then(&start(Some(5.0)));
+        for state in [flag(), begun.clone(), begun.then(&Change::Pause)] {
+            let hard = state.then(&Change::EmergencyStop(Stop::Hard));
+            assert_eq!((hard.course.status, hard.enabled), (Status::Failed, false));
+            let softer = hard.then(&Change::Stop(Stop::DrainBack));
+            assert_eq!(softer.course.stop, Some(Stop::Hard));
         }
     }
 
     #[test]
     fn users_are_not_shuffled_while_somebody_is_on_the_new_side() {
         let salted = Settings { salt: Some("other".to_owned()), ..Settings::default() };
-        assert!(begun(5.0).after(&Change::Set(salted.clone())).is_err());
-        assert_eq!(flag().after(&Change::Set(salted)).unwrap().salt, "other");
+        let salted = Change::Set(Box::new(salted));
+        assert!(flag().then(&start(Some(5.0))).refuses(&salted).contains("at random"));
+        assert_eq!(flag().then(&salted).salt, "other");
     }
 
     #[test]
     fn a_frozen_rollout_keeps_its_share_for_those_who_are_there() {
-        let frozen = begun(40.0).after(&Change::Stop(StopMode::Freeze)).unwrap();
+        let frozen = flag().then(&start(Some(40.0))).then(&Change::Stop(Stop::Freeze));
         assert_eq!(frozen.effective(), percent(40.0));
     }
 

@@ -44,7 +44,9 @@ pub enum Status {
 }
 
 /// How a rollout is stopped, from soft to hard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stop {
     /// Nobody new is moved; who is assigned stays so.
@@ -114,6 +116,8 @@ pub enum Input {
         reason: String,
         /// See [`Schedule::waits_for`].
         waits_for: Vec<String>,
+        /// Whether not to wait until it has cooled down.
+        force: bool,
     },
     /// A person stops the clock.
     Pause {
@@ -144,6 +148,8 @@ pub enum Input {
     },
     /// Everything has to stop.
     EmergencyStop {
+        /// How.
+        how: Stop,
         /// Why.
         reason: String,
     },
@@ -205,7 +211,7 @@ pub enum Act {
 /// Why something is not done, and what to do instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Refused(String);
+pub struct Refused(pub String);
 
 /// The next state after an input at `now` (milliseconds since 1970), and what is to be done.
 pub fn step(
@@ -216,7 +222,7 @@ pub fn step(
 ) -> Result<(State, Vec<Act>), Refused> {
     let mut course = Course::new(schedule, state.clone(), now);
     match input {
-        Input::Start { reason, waits_for } => course.start(reason, &waits_for)?,
+        Input::Start { reason, waits_for, force } => course.start(reason, &waits_for, force)?,
         Input::Pause { reason } => course.pause(reason)?,
         Input::Resume => course.resume()?,
         Input::Advance => course.hurry()?,
@@ -225,7 +231,7 @@ pub fn step(
         Input::Complete => course.complete()?,
         Input::Stop { how: Stop::Freeze, reason } => course.freeze(reason)?,
         Input::Stop { how, reason } => course.go_back(Status::RolledBack, how, reason),
-        Input::EmergencyStop { reason } => course.go_back(Status::Failed, Stop::Hard, reason),
+        Input::EmergencyStop { how, reason } => course.go_back(Status::Failed, how, reason),
         Input::Validated { stage, differs } => course.validated(stage, differs),
         Input::Look(look) => course.look(&look),
     }

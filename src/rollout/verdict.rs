@@ -81,7 +81,7 @@ impl Flag {
     /// Whether those named in `allow` belong on the new side: before the first step too, so that a
     /// team can try it on itself.
     fn takes_by_name(&self) -> bool {
-        let stopped = self.stop.is_some() || self.has_ended();
+        let stopped = self.course.stop.is_some() || self.has_ended();
         self.enabled && !stopped
     }
 }
@@ -91,7 +91,8 @@ mod tests {
     use super::*;
     use crate::rollout::{
         cohort::Percentage,
-        flag::{Change, Conditions, Settings, StopMode, TRANSPORT},
+        flag::{Change, Conditions, Settings, TRANSPORT},
+        schedule::Stop,
     };
 
     fn flag(share: f64, conditions: Conditions) -> Flag {
@@ -101,7 +102,7 @@ mod tests {
             conditions: Some(conditions),
             ..Settings::default()
         };
-        flag.after(&Change::Set(settings)).unwrap()
+        flag.after(&Change::Set(Box::new(settings)), "", 1).unwrap().0
     }
 
     fn unit(id: &str, groups: &[&str]) -> Unit {
@@ -140,7 +141,7 @@ mod tests {
         let flag = flag(0.0, Conditions { allow: words(&["anna"]), ..Conditions::default() });
         assert!(flag.verdict(&unit("anna", &[]), "development").new);
         assert!(!flag.verdict(&unit("u", &[]), "development").new);
-        let stopped = flag.after(&Change::Rollback(StopMode::DrainBack)).unwrap();
+        let stopped = flag.after(&Change::Stop(Stop::DrainBack), "", 1).unwrap().0;
         assert!(!stopped.verdict(&unit("anna", &[]), "development").new);
     }
 

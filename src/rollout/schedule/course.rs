@@ -23,13 +23,20 @@ impl<'a> Course<'a> {
     pub(super) fn outcome(self) -> (State, Vec<Act>) {
         (self.state, self.acts)
     }
-    pub(super) fn start(&mut self, reason: String, waits_for: &[String]) -> Result<(), Refused> {
+    pub(super) fn start(
+        &mut self,
+        reason: String,
+        waits_for: &[String],
+        force: bool,
+    ) -> Result<(), Refused> {
         let again = match self.state.status {
             Status::Pending => false,
             Status::RolledBack | Status::Stopped | Status::Failed => true,
             _ => return refuse("it has been started; pause it, set it or roll it back"),
         };
-        self.may_go_up_again()?;
+        if !force {
+            self.may_go_up_again()?;
+        }
         if again && reason.trim().is_empty() {
             return refuse("it was stopped; give the reason why it may start again");
         }
@@ -269,7 +276,8 @@ impl<'a> Course<'a> {
 
     fn end(&mut self, status: Status, how: Stop, reason: String) {
         self.state.status = status;
-        self.state.stop = Some(how);
+        // A stop never becomes softer by another one.
+        self.state.stop = self.state.stop.max(Some(how));
         self.state.reason = reason;
         self.state.looked = None;
         self.state.approved = false;
@@ -294,7 +302,10 @@ impl<'a> Course<'a> {
         match self.state.cool_until {
             Some(until) if until > self.now => {
                 let rest = (until - self.now).div_ceil(1_000);
-                refuse(format!("it cools down for another {rest} s after: {}", self.state.reason))
+                refuse(format!(
+                    "it cools down for another {rest} s after: {}; force it if you know better",
+                    self.state.reason
+                ))
             }
             _ => Ok(()),
         }

@@ -83,7 +83,7 @@ impl Story {
 }
 
 fn start(reason: &str) -> Input {
-    Input::Start { reason: reason.to_owned(), waits_for: Vec::new() }
+    Input::Start { reason: reason.to_owned(), waits_for: Vec::new(), force: false }
 }
 
 fn stop(how: Stop) -> Input {
@@ -207,7 +207,10 @@ fn after_going_back_it_cools_down_and_needs_a_reason() {
     let stage = story.state.stage;
     story.tell(stop(Stop::DrainBack));
     let refused = story.try_to(start("fixed")).unwrap_err();
-    assert_eq!(refused, "it cools down for another 600 s after: High error rate detected");
+    assert_eq!(
+        refused,
+        "it cools down for another 600 s after: High error rate detected; force it if you know better"
+    );
     story.now += 600_000;
     assert!(story.try_to(start(" ")).unwrap_err().contains("reason"));
     let raised = Input::Set { percentage: Percentage::ALL, reason: "sure".to_owned() };
@@ -219,7 +222,7 @@ fn after_going_back_it_cools_down_and_needs_a_reason() {
     assert!(story.state.stage > stage + 1, "stages never repeat");
 
     story.schedule.keep_salt = true;
-    story.tell(Input::EmergencyStop { reason: "all red".to_owned() });
+    story.tell(Input::EmergencyStop { how: Stop::Hard, reason: "all red".to_owned() });
     assert_eq!(story.at(), (Status::Failed, 0.0));
     story.tell(stop(Stop::DrainBack));
     assert_eq!(story.state.status, Status::Failed, "failed stays failed");
@@ -298,7 +301,7 @@ fn a_component_waits_for_others() {
     let mut story = Story::new(Schedule { after, ..schedule() });
     let status = |of: Status| move |name: &str| (name == "websocket-transport").then_some(of);
     let waits_for = story.schedule.waits_for(status(Status::Running));
-    let early = Input::Start { reason: String::new(), waits_for: waits_for.clone() };
+    let early = Input::Start { reason: String::new(), waits_for: waits_for.clone(), force: false };
     assert_eq!(story.try_to(early).unwrap_err(), "complete websocket-transport first");
     assert_eq!(story.schedule.waits_for(status(Status::Completed)), Vec::<String>::new());
     story.tell(start(""));
@@ -351,7 +354,7 @@ fn input(story: &Story, kind: u8, number: u64) -> Input {
         8 => match number {
             0 => Input::Stop { how: Stop::Freeze, reason: reason() },
             1 => Input::Stop { how: Stop::DrainBack, reason: reason() },
-            2 => Input::EmergencyStop { reason: reason() },
+            2 => Input::EmergencyStop { how: Stop::Hard, reason: reason() },
             _ => Input::Resume,
         },
         9 => Input::Validated { stage: story.state.stage, differs: None },
