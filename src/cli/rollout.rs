@@ -29,7 +29,7 @@ enum Act {
     /// Say how rollouts stand.
     Status,
     /// Say how a rollout is to be; creates it where there is none.
-    Set(Set),
+    Set(Box<Set>),
     /// Begin, or begin anew after an end.
     Start(Start),
     /// Hold a rollout where it is.
