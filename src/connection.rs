@@ -4,6 +4,7 @@
 //! [`WireFormat`]; it knows nothing of HTTP heads, brokers or other connections. Its one exit
 //! gives everything back.
 
+mod accounts;
 pub mod client;
 mod expiry;
 mod floor;
@@ -376,7 +377,10 @@ impl Connection {
                 Ok(())
             }
             Message::Pong => Ok(()),
-            Message::Close => Err(CloseCode::Normal),
+            Message::Close => {
+                self.client.desk().account.left = true;
+                Err(CloseCode::Normal)
+            }
         }
     }
 
@@ -485,6 +489,7 @@ impl Connection {
     async fn part(&mut self, code: CloseCode) {
         // What is at hand goes out first: it need not be read again elsewhere.
         let _ = self.client.write_due();
+        self.floor.departed(&self.client, code);
         self.give_back();
         if code != CloseCode::Normal {
             let goodbye = self.goodbye(code);

@@ -4,6 +4,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
+    sync::mpsc,
     time::{Instant, interval, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
@@ -27,9 +28,10 @@ use crate::{
         router,
     },
     lifecycle::Lifecycle,
+    memory,
     metrics::Metrics,
     node::Node,
-    rollout::{board::Board, tally::Tallies},
+    rollout::{Place, RolloutConfig, Rollouts, evaluator::News},
 };
 
 /// A gateway that has its address and is about to serve it.
@@ -87,16 +89,21 @@ impl Gateway {
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
         let background = &lifecycle.background;
-        let store = node.store();
-        let (environment, drain) = (&config.auth.environment, config.rollout.drain);
-        let board = Board::start(Arc::clone(&store), environment, config.rollout.poll, background);
-        let tallies = Tallies::start(store, background);
-        let floor =
-            Floor::new(node, (auth, cluster, board), config.connection, config.limits, stopping);
+        let place = Place {
+            node: node.name().to_string(),
+            run: cluster.me().to_string(),
+            environment: config.auth.environment,
+            memory: memory::used_share,
+        };
+        let RolloutConfig { poll, drain } = config.rollout;
+        let (rollouts, news) = Rollouts::start(&node.store(), &place, poll, background);
+        background.spawn("news", tell(news, background.stopping().clone()));
+        let (connection, limits) = (config.connection, config.limits);
+        let floor = Floor::new(node, (auth, cluster), rollouts, connection, limits, stopping);
         let floor = Arc::new(floor);
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
-        let mover = Mover::new(Arc::clone(&floor), drain, Arc::clone(&tallies));
+        let mover = Mover::new(Arc::clone(&floor), drain);
         let stopping = lifecycle.connections.stopping().clone();
         lifecycle.connections.spawn("mover", async move {
             let _ = stopping.run_until_cancelled(mover.run()).await;
@@ -111,7 +118,6 @@ impl Gateway {
             server: Arc::clone(&server),
             gate: Arc::clone(&gate),
             connections,
-            tallies,
             draining: draining.clone(),
         };
         let stage = lifecycle.listening.clone();
@@ -128,6 +134,15 @@ impl Gateway {
             warn!(abandoned, "not everything ended within server.shutdown_timeout");
         }
         abandoned
+    }
+}
+
+/// Says what came of the rollouts.
+async fn tell(mut news: mpsc::Receiver<News>, stopping: CancellationToken) {
+    while let Some(Some(news)) = stopping.run_until_cancelled(news.recv()).await {
+        if let News::Tell { component, urgent, text, .. } = news {
+            warn!(%component, urgent, "{text}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod accept;
 mod bearer;
 mod channels;
+mod dashboard;
 mod error;
 mod events;
 mod gate;
@@ -48,7 +49,7 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{connection::Floor, lifecycle::Stage, rollout::tally::Tallies};
+use crate::{connection::Floor, lifecycle::Stage};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,8 +120,6 @@ pub struct Edge {
     pub gate: Arc<Gate>,
     /// Where clients' tasks belong.
     pub connections: Stage,
-    /// How many are where, on all nodes.
-    pub tallies: Arc<Tallies>,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
 }
@@ -153,6 +152,8 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/migration/feature-flags", get(migration::flags))
         .route("/api/migration/feature-flags/{component}", get(migration::flag).put(migration::put))
         .route("/api/migration/emergency-stop", post(migration::emergency_stop))
+        .route("/api/migration/dashboard", get(dashboard::now))
+        .route("/api/migration/dashboard/stream", get(dashboard::live))
         .route("/api/migration/history", get(migration::history))
         .route("/api/migration/{verb}/{component}", post(migration::order))
         .route("/ofrep/v1/evaluate/flags", post(ofrep::all))

@@ -16,6 +16,7 @@ pub mod dedup;
 pub mod gateway;
 pub mod http;
 pub mod lifecycle;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 pub mod presence;

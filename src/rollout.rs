@@ -4,18 +4,75 @@
 
 pub mod board;
 pub mod cohort;
+pub mod evaluator;
+pub mod findings;
 pub mod flag;
 pub mod guardrail;
+mod lease;
 pub mod measure;
+pub mod meter;
 mod percentage;
 pub mod schedule;
 pub mod statistics;
 pub mod tally;
 pub mod verdict;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use self::{
+    board::Board,
+    evaluator::{Evaluator, News},
+    findings::Findings,
+    meter::Meter,
+    tally::Tallies,
+};
+use crate::{broker::Store, lifecycle::Stage};
+
+/// What a node knows of the rollouts, and does for them.
+#[derive(Clone, Debug)]
+pub struct Rollouts {
+    /// The rollouts as this node knows them.
+    pub board: Arc<Board>,
+    /// What this node counts.
+    pub meter: Arc<Meter>,
+    /// How many are where.
+    pub tallies: Arc<Tallies>,
+    /// What was found by looking.
+    pub findings: Arc<Findings>,
+}
+
+/// Which node this is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// What the node is called.
+    pub node: String,
+    /// Which run of it this is.
+    pub run: String,
+    /// The environment that conditions name.
+    pub environment: String,
+    /// How much of its memory the node uses, 0 to 1.
+    pub memory: fn() -> f64,
+}
+
+impl Rollouts {
+    /// Begins to read, count and look. What comes of looking comes up the channel.
+    pub fn start(
+        store: &Arc<dyn Store>,
+        place: &Place,
+        poll: Duration,
+        stage: &Stage,
+    ) -> (Self, mpsc::Receiver<News>) {
+        let board = Board::start(Arc::clone(store), &place.environment, poll, stage);
+        let meter = Meter::start(Arc::clone(&board), place.memory, stage);
+        let tallies = Tallies::start(Arc::clone(store), stage);
+        let findings = Findings::start(Arc::clone(&board), Arc::clone(&tallies), stage);
+        let news = Evaluator::start(Arc::clone(&board), place, stage);
+        (Self { board, meter, tallies, findings }, news)
+    }
+}
 
 /// Section `[rollout]`, besides what concerns moving.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

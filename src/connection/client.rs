@@ -18,7 +18,9 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::{Admit, link::Link, moving::Mobility, orders::Parting, socket::Socket};
+use super::{
+    Admit, accounts::Account, link::Link, moving::Mobility, orders::Parting, socket::Socket,
+};
 use crate::{
     auth::Identity,
     cluster::Look,
@@ -71,6 +73,8 @@ pub(super) struct Desk {
     pub(super) superseded: bool,
     /// What is known for moving it to another transport.
     pub(super) mobility: Mobility,
+    /// What is counted of it.
+    pub(super) account: Account,
     /// Somebody said that the connection is to end.
     parting: Option<Parting>,
     /// Some onlooker has missed news.
@@ -193,6 +197,7 @@ impl Client {
             claiming: false,
             superseded: false,
             mobility: Mobility::default(),
+            account: Account::default(),
             parting: None,
             stale: false,
             closed: false,

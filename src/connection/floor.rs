@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ConnectionConfig, Greeting,
+    accounts::Departures,
     client::{Client, Desk},
     moving::Mobility,
     requests, welcome,
@@ -25,7 +26,7 @@ use crate::{
     metrics::RefusedLabel,
     node::Node,
     protocol::{Channel, ClientFrame, ErrorCode, FrameError, MemberId, ServerFrame, SessionId},
-    rollout::board::Board,
+    rollout::Rollouts,
     session::LimitsConfig,
 };
 
@@ -39,7 +40,7 @@ pub struct Floor {
     /// The other nodes, and who is where.
     pub cluster: Arc<Cluster>,
     /// The rollouts.
-    pub board: Arc<Board>,
+    pub rollouts: Rollouts,
     /// Section `[connection]`.
     pub config: ConnectionConfig,
     /// Section `[limits]`.
@@ -50,13 +51,16 @@ pub struct Floor {
     pub(super) sessions: DashMap<MemberId, SmallVec<[Arc<Client>; 1]>>,
     /// Clients that came over from another transport by plan.
     pub(super) moved: AtomicU64,
+    /// Sessions that may come back.
+    pub(super) departures: Departures,
 }
 
 impl Floor {
     /// A floor without connections.
     pub fn new(
         node: Arc<Node>,
-        (auth, cluster, board): (Arc<Auth>, Arc<Cluster>, Arc<Board>),
+        (auth, cluster): (Arc<Auth>, Arc<Cluster>),
+        rollouts: Rollouts,
         config: ConnectionConfig,
         limits: LimitsConfig,
         stopping: CancellationToken,
@@ -65,12 +69,13 @@ impl Floor {
             node,
             auth,
             cluster,
-            board,
+            rollouts,
             config,
             limits,
             stopping,
             sessions: DashMap::new(),
             moved: AtomicU64::new(0),
+            departures: Departures::default(),
         }
     }
 
@@ -166,6 +171,7 @@ impl Floor {
             MemberId::of(desk.session.id())
         };
         self.sessions.entry(session).or_default().push(Arc::clone(client));
+        self.arrived(client, overlap);
         if overlap {
             self.moved.fetch_add(1, Ordering::Relaxed);
         }

@@ -28,7 +28,7 @@ use crate::{
         cohort::Cohort,
         flag::TRANSPORT,
         schedule::Stop,
-        tally::{Tallies, Tally, share},
+        tally::{Tally, share},
         verdict::Unit,
     },
 };
@@ -92,7 +92,6 @@ impl Desk {
 pub struct Mover {
     floor: Arc<Floor>,
     config: DrainConfig,
-    tallies: Arc<Tallies>,
     hasher: RandomState,
     /// Who is to be asked, in this order.
     queue: VecDeque<Move>,
@@ -121,11 +120,10 @@ const CUT_OFF: Duration = Duration::from_secs(5);
 
 impl Mover {
     /// One that has asked nobody yet.
-    pub fn new(floor: Arc<Floor>, config: DrainConfig, tallies: Arc<Tallies>) -> Self {
+    pub fn new(floor: Arc<Floor>, config: DrainConfig) -> Self {
         Self {
             floor,
             config,
-            tallies,
             hasher: RandomState::new(),
             queue: VecDeque::new(),
             pace: Pace::default(),
@@ -135,7 +133,7 @@ impl Mover {
 
     /// Looks and asks, until it is dropped.
     pub async fn run(mut self) {
-        let mut changes = self.floor.board.changes();
+        let mut changes = self.floor.rollouts.board.changes();
         let (mut survey, mut tick) = (interval(SURVEY), interval(TICK));
         survey.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -155,18 +153,20 @@ impl Mover {
 
     /// Counts who is where, and finds out who is to be asked.
     async fn survey(&mut self) {
-        let flags = self.floor.board.now();
+        let flags = self.floor.rollouts.board.now();
         let standing = flags.get(TRANSPORT).cloned();
         let forward = flags.cut_off.is_none_or(|since| since.elapsed() < CUT_OFF);
         let sessions = self.floor.sessions.iter();
         let clients: Vec<Arc<Client>> = sessions.flat_map(|clients| clients.to_vec()).collect();
-        let mut found = Found { forward, ..Found::default() };
+        let epoch = self.floor.rollouts.meter.epoch();
+        let mut found = Found { forward, epoch, ..Found::default() };
         for piece in clients.chunks(PIECE) {
             for client in piece {
                 self.look_at(client, standing.as_deref(), &mut found);
             }
             tokio::task::yield_now().await;
         }
+        self.floor.give_up_departed();
         let Found { mut tally, mut moves, users, .. } = found;
         // Who came over last goes back first.
         let back = |a: &Move| a.to == "sse";
@@ -184,7 +184,7 @@ impl Mover {
             self.pace.begin();
         }
         self.queue = moves.into();
-        self.tallies.say(tally);
+        self.floor.rollouts.tallies.say(tally);
     }
 
     fn look_at(&self, client: &Arc<Client>, standing: Option<&Standing>, found: &mut Found) {
@@ -201,7 +201,8 @@ impl Mover {
         let unit = desk.unit();
         let first = found.users.insert(self.hasher.hash_one(&unit.id));
         let Some(Standing { flag, .. }) = standing else { return };
-        let verdict = flag.verdict(&unit, self.floor.board.environment());
+        self.floor.is_here(&mut desk, &unit, found.epoch);
+        let verdict = flag.verdict(&unit, self.floor.rollouts.board.environment());
         tally.users_new += u64::from(first && verdict.new);
         tally.users_control += u64::from(first && verdict.cohort == Cohort::Control);
         tally.behind += u64::from(verdict.new && !is_new);
@@ -230,11 +231,12 @@ impl Mover {
 
     /// Asks as many as the pace allows by now.
     fn ask(&mut self) {
-        let flags = self.floor.board.now();
+        let flags = self.floor.rollouts.board.now();
         let Some(standing) = flags.get(TRANSPORT) else { return self.queue.clear() };
         let turned_back = standing.flag.course.stop.is_some();
         let rate = if turned_back { self.config.emergency_rate } else { self.config.rate };
-        let share = share(&self.tallies.mine(), &self.tallies.others());
+        let share =
+            share(&self.floor.rollouts.tallies.mine(), &self.floor.rollouts.tallies.others());
         let reason = if turned_back { "rollback" } else { "rollout" };
         for _ in 0..self.pace.take(f64::from(rate) * share) {
             let Some(Move { client, to, .. }) = self.queue.pop_front() else { break };
@@ -264,6 +266,8 @@ struct Found {
     users: HashSet<u64>,
     /// Whether anybody may be sent to the new side.
     forward: bool,
+    /// What is counted in.
+    epoch: Option<u64>,
 }
 
 /// So many a second, evenly.

@@ -22,9 +22,10 @@ use super::{
 };
 use crate::{
     auth::{Identity, Scope},
+    broker::store::Note,
     protocol::ErrorCode,
     rollout::{
-        board::{By, ChangeError, Changed, Standing},
+        board::{By, ChangeError, Changed, Entry, Standing},
         cohort::Percentage,
         flag::{Change, Component, Settings, TRANSPORT},
         schedule::Stop,
@@ -47,13 +48,13 @@ pub(super) async fn flags(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
-    let board = &edge.floor.board;
+    let board = &edge.floor.rollouts.board;
     let now = board.now();
     let flags: Vec<_> = now.all().map(|standing| shown(standing)).collect();
     let target = now.get(TRANSPORT).map_or(0.0, |standing| standing.flag.effective().percent());
     Ok(Json(json!({
         "flags": flags,
-        "figures": Figures::new(target, edge.tallies.all()),
+        "figures": Figures::new(target, edge.floor.rollouts.tallies.all()),
         "environment": board.environment(),
         "cutOff": now.cut_off.map(|since| since.elapsed().as_millis()),
     })))
@@ -67,7 +68,7 @@ pub(super) async fn flag(
 ) -> Result<Json<Value>, ApiError> {
     edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
     let component = component(path)?;
-    let now = edge.floor.board.now();
+    let now = edge.floor.rollouts.board.now();
     let standing = now.get(component.as_str());
     standing
         .map(|standing| Json(shown(standing)))
@@ -152,7 +153,7 @@ pub(super) async fn emergency_stop(
     let order: Order = if body.is_empty() { Order::default() } else { parse(&body)? };
     let by = By { reason: reason(order.reason)?, ..by };
     let change = Change::EmergencyStop(order.mode.unwrap_or_default());
-    let board = &edge.floor.board;
+    let board = &edge.floor.rollouts.board;
     let (mut stopped, mut kept) = (Vec::new(), true);
     for standing in board.now().all() {
         let changed = board.change(&standing.flag.component, &change, None, &by).await?;
@@ -183,23 +184,31 @@ pub(super) async fn history(
     let component = query.component.as_deref().map(named).transpose()?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let before = query.before.unwrap_or(u64::MAX);
-    let lines = edge.floor.board.journal(component.as_ref(), before, limit).await?;
-    let next = lines.last().filter(|_| lines.len() == limit).map(|(note, _)| note.number);
+    let lines = lines(&edge, component.as_ref(), before, limit).await?;
+    let next = lines.last().filter(|_| lines.len() == limit).map(|line| line["number"].clone());
     let since = query.since.unwrap_or(0);
-    let shown: Vec<_> = lines
-        .iter()
-        .filter(|(note, _)| since <= note.time)
-        .map(|(note, entry)| {
-            let component = note.key.rsplit('/').next().unwrap_or_default();
-            let mut line = json!(entry);
-            line["number"] = json!(note.number);
-            line["component"] = json!(component);
-            line["version"] = json!(note.version);
-            line["time"] = json!(note.time);
-            line
-        })
-        .collect();
+    let late = |line: &&Value| since <= line["time"].as_u64().unwrap_or(0);
+    let shown: Vec<_> = lines.iter().filter(late).collect();
     Ok(Json(json!({ "entries": shown, "next": next })))
+}
+
+/// Lines of the journal as they are shown, the newest first.
+pub(super) async fn lines(
+    edge: &Edge,
+    component: Option<&Component>,
+    before: u64,
+    limit: usize,
+) -> Result<Vec<Value>, ApiError> {
+    let lines = edge.floor.rollouts.board.journal(component, before, limit).await?;
+    let shown = |(note, entry): &(Note, Option<Entry>)| {
+        let mut line = json!(entry);
+        line["number"] = json!(note.number);
+        line["component"] = json!(note.key.rsplit('/').next().unwrap_or_default());
+        line["version"] = json!(note.version);
+        line["time"] = json!(note.time);
+        line
+    };
+    Ok(lines.iter().map(shown).collect())
 }
 
 impl Edge {
@@ -212,7 +221,7 @@ impl Edge {
 
     /// What has to be completed before this one may begin.
     fn waits_for(&self, component: &Component) -> Vec<String> {
-        let now = self.floor.board.now();
+        let now = self.floor.rollouts.board.now();
         let Some(standing) = now.get(component.as_str()) else { return Vec::new() };
         let status = |other: &str| now.get(other).map(|other| other.flag.course.status);
         standing.flag.schedule.waits_for(status)
@@ -226,7 +235,7 @@ impl Edge {
         by: By,
     ) -> Result<Response, ApiError> {
         let Changed { now, kept, .. } =
-            self.floor.board.change(component, change, version, &by).await?;
+            self.floor.rollouts.board.change(component, change, version, &by).await?;
         let mut body = shown(&now);
         body["kept"] = json!(kept);
         if !kept {

@@ -41,9 +41,11 @@ pub(super) async fn one(
         Ok(unit) => unit,
         Err((code, details)) => return Ok(refused(Some(&key), code, details)),
     };
-    let now = edge.floor.board.now();
+    let now = edge.floor.rollouts.board.now();
     Ok(match now.get(&key) {
-        Some(standing) => Json(evaluated(standing, &unit, &edge.floor.board)).into_response(),
+        Some(standing) => {
+            Json(evaluated(standing, &unit, &edge.floor.rollouts.board)).into_response()
+        }
         None => {
             let details = format!("there is no rollout of {key}");
             let body = json!({"key": key, "errorCode": "FLAG_NOT_FOUND", "errorDetails": details});
@@ -60,8 +62,9 @@ pub(super) async fn all(State(edge): State<Edge>, request: Request) -> Result<Re
         Ok(unit) => unit,
         Err((code, details)) => return Ok(refused(None, code, details)),
     };
-    let now = edge.floor.board.now();
-    let flags: Vec<_> = now.all().map(|flag| evaluated(flag, &unit, &edge.floor.board)).collect();
+    let now = edge.floor.rollouts.board.now();
+    let flags: Vec<_> =
+        now.all().map(|flag| evaluated(flag, &unit, &edge.floor.rollouts.board)).collect();
     let body = json!({ "flags": flags });
     let digest = Sha1::digest(body.to_string().as_bytes());
     let tag =

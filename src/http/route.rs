@@ -72,7 +72,7 @@ pub(super) async fn route(
 }
 
 fn decide(edge: &Edge, unit: Option<&Unit>, uses: Option<&str>) -> Route {
-    let flags = edge.floor.board.now();
+    let flags = edge.floor.rollouts.board.now();
     let Some(standing) = flags.get(TRANSPORT) else {
         // Nothing is rolled out: the better transport is simply used. Before the first look at the
         // store that is not known, and the old one does no harm.
@@ -89,7 +89,7 @@ fn decide(edge: &Edge, unit: Option<&Unit>, uses: Option<&str>) -> Route {
     };
     let flag = &standing.flag;
     // Who cannot be told from others next time belongs where everybody was before.
-    let verdict = unit.map(|unit| flag.verdict(unit, edge.floor.board.environment()));
+    let verdict = unit.map(|unit| flag.verdict(unit, edge.floor.rollouts.board.environment()));
     let frozen = flag.course.stop == Some(Stop::Freeze) && uses != Some(WEBSOCKET.transport);
     let new = verdict.is_some_and(|verdict| verdict.new) && !frozen;
     let (first, other) = if new { (WEBSOCKET, SSE) } else { (SSE, WEBSOCKET) };

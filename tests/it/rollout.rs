@@ -2,10 +2,12 @@
 //! whatever may break in the middle of it.
 
 mod api;
+mod guarded;
 mod kills;
 mod moving;
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -34,6 +36,8 @@ struct Fleet<S> {
     store: S,
     nodes: Vec<GatewayProcess>,
     apis: Vec<Api>,
+    /// Where clients go in; the nodes themselves unless something stands before them.
+    gates: Vec<SocketAddr>,
     travellers: Vec<Arc<Diary>>,
 }
 
@@ -56,26 +60,30 @@ impl<S: Store> Fleet<S> {
             })
             .await;
         }
-        Self { store, nodes, apis, travellers: Vec::new() }
+        let gates = nodes.iter().map(|node| node.addr).collect();
+        Self { store, nodes, apis, gates, travellers: Vec::new() }
     }
 
     /// So many more clients; waits until all are connected by `transport`.
     async fn depart(&mut self, count: usize, lobby: Option<&str>, only_sse: bool, transport: &str) {
+        let from = self.travellers.len();
+        let units: Vec<_> = (from..from + count).map(|number| format!("unit-{number}")).collect();
+        for some in units.chunks(50) {
+            self.send(some, lobby, only_sse);
+            pause(Duration::from_millis(30)).await;
+        }
+        self.all_on(transport, Duration::from_secs(60)).await;
+    }
+
+    fn send(&mut self, units: &[String], lobby: Option<&str>, only_sse: bool) {
         let journey = Arc::new(Journey {
-            nodes: self.nodes.iter().map(|node| node.addr).collect(),
+            nodes: self.gates.clone(),
             apis: self.apis.clone(),
             channel: "news".to_owned(),
             lobby: lobby.map(str::to_owned),
             only_sse,
         });
-        let from = self.travellers.len();
-        for number in from..from + count {
-            self.travellers.push(Traveller::start(&format!("unit-{number}"), &journey));
-            if number % 50 == 49 {
-                pause(Duration::from_millis(30)).await;
-            }
-        }
-        self.all_on(transport, Duration::from_secs(60)).await;
+        self.travellers.extend(units.iter().map(|unit| Traveller::start(unit, &journey)));
     }
 
     /// Waits until every client is carried by this.

@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod eventually;
 pub(crate) mod gateway;
 pub(crate) mod postgres;
+pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod traveller;
 

@@ -188,7 +188,7 @@ end
 -- The records of the gateway itself, all under one hash tag:
 --   KEY:records   hash: name -> VERSION VALUE
 --   KEY:journal   stream of notes: k = name, v = version, t = ms since 1970, n = text
---   KEY:told      hash: name -> EXPIRES_MS VALUE
+--   KEY:told:PART hash: name -> EXPIRES_MS VALUE, PART being the name up to its first slash
 
 local JOURNAL_NOTES = '10000'
 
@@ -214,9 +214,9 @@ end
 
 -- NAME VALUE KEEP_MS
 local function tell(keys, args)
-  local told, time = keys[1] .. ':told', now()
+  local told, time = keys[1] .. ':told:' .. string.match(args[1], '^[^/]*'), now()
   redis.call('HSET', told, args[1], text(time + tonumber(args[3])) .. ' ' .. args[2])
-  redis.call('PEXPIRE', told, '600000')
+  redis.call('PEXPIRE', told, '86400000')
   -- What has expired goes with the words of whoever still speaks.
   for _, other in ipairs(redis.call('HKEYS', told)) do
     local said = redis.call('HGET', told, other)
@@ -227,10 +227,10 @@ local function tell(keys, args)
   return 1
 end
 
--- -> names and values of what has not expired.
-local function told(keys)
+-- PREFIX -> names and values of what has not expired.
+local function told(keys, args)
   local found, time = {}, now()
-  local all = redis.call('HGETALL', keys[1] .. ':told')
+  local all = redis.call('HGETALL', keys[1] .. ':told:' .. string.match(args[1], '^[^/]*'))
   for at = 1, #all, 2 do
     local expires, value = string.match(all[at + 1], '^(%d+) (.*)$')
     if time < tonumber(expires) then

@@ -118,7 +118,9 @@ impl Store for RedisStore {
     }
 
     async fn told(&self, prefix: &str) -> Result<Vec<(String, String)>, BrokerError> {
-        let told: Vec<String> = read(self.ask(self.function("crossfade_told")).await?)?;
+        let mut command = self.function("crossfade_told");
+        command.arg(prefix);
+        let told: Vec<String> = read(self.ask(command).await?)?;
         let pairs = told.chunks_exact(2).filter(|pair| pair[0].starts_with(prefix));
         Ok(pairs.map(|pair| (pair[0].clone(), pair[1].clone())).collect())
     }
