@@ -7,4 +7,6 @@ pub mod guardrail;
 pub mod measure;
 mod percentage;
 pub mod schedule;
+#[cfg(test)]
+mod simulation;
 pub mod statistics;
