@@ -22,6 +22,8 @@ pub(super) struct Nature {
     pub(super) flapping: bool,
     /// Three in a hundred cannot use the new side, and have four times as much trouble on either.
     pub(super) stuck: bool,
+    /// How much more is tolerated.
+    pub(super) margin: f64,
 }
 
 /// A user, the trouble it has, and where it is.
@@ -72,7 +74,7 @@ impl Crowd {
             users,
             heaps,
             nodes,
-            guardrails: comparisons_only(),
+            guardrails: Guardrails { margin: nature.margin, ..comparisons_only() },
             percentage: Percentage::ZERO,
             now: NOW,
             naive: [0.0; 3],

@@ -11,7 +11,9 @@ use crate::rollout::{
     measure::Trouble,
 };
 
-const PLAIN: Nature = Nature { users: 20_000, harm: 1.0, flapping: false, stuck: false };
+const PLAIN: Nature =
+    Nature { users: 20_000, harm: 1.0, flapping: false, stuck: false, margin: 0.1 };
+const STRICT: Nature = Nature { margin: 0.0, ..PLAIN };
 const FLAPPING: Nature = Nature { flapping: true, ..PLAIN };
 const STUCK: Nature = Nature { stuck: true, ..PLAIN };
 const STEPS: [u32; 4] = [1, 5, 25, 50];
@@ -129,15 +131,19 @@ fn harm_at_one_percent_is_found() {
 #[allow(clippy::print_stdout, reason = "the figures are its purpose")]
 fn figures() {
     let runs = 1_000;
-    for (name, nature) in [("plain", PLAIN), ("flapping", FLAPPING), ("stuck", STUCK)] {
+    let natures =
+        [("plain", PLAIN), ("flapping", FLAPPING), ("stuck", STUCK), ("no margin", STRICT)];
+    for (name, nature) in natures {
         let Harmless { runs, rolled_back, naively } = harmless(nature, runs, 4_000);
         println!("harmless {name}: {rolled_back} of {runs} rolled back, textbook test {naively}");
     }
-    for (name, nature) in [("plain", PLAIN), ("flapping", FLAPPING), ("stuck", STUCK)] {
-        for trouble in [Trouble::Interrupted, Trouble::ConnectFailed] {
-            let nature = Nature { harm: 2.0, ..nature };
-            let found = harmful(nature, trouble, 1, runs, 20_000);
-            println!("doubled at 1 % {name} {trouble:?}: {found}");
+    for (users, runs) in [(20_000, runs), (100_000, 300)] {
+        for (name, nature) in natures {
+            for trouble in [Trouble::Interrupted, Trouble::ConnectFailed] {
+                let nature = Nature { harm: 2.0, users, ..nature };
+                let found = harmful(nature, trouble, 1, runs, 20_000);
+                println!("doubled at 1 % of {users} {name} {trouble:?}: {found}");
+            }
         }
     }
     for percent in STEPS {
