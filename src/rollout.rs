@@ -13,6 +13,8 @@ pub mod measure;
 pub mod meter;
 mod percentage;
 pub mod schedule;
+#[cfg(test)]
+mod simulation;
 pub mod statistics;
 pub mod tally;
 pub mod verdict;

@@ -100,11 +100,15 @@ struct User {
     acts: u8,
     latencies: u8,
     group: u8,
-    /// One bit for each trouble there was in this stage.
-    had: u16,
     sessions: u16,
-    on_new: bool,
+    /// Of this stage: a bit for each trouble there was, and the two below.
+    marks: u16,
 }
+
+/// The user was here in this stage.
+const MET: u16 = 1 << 14;
+/// The user stood on the new side in this stage.
+const ON_NEW: u16 = 1 << 15;
 
 /// The counts of one rollout on one node.
 #[derive(Debug)]
@@ -117,6 +121,8 @@ pub struct Measure {
     untracked: u64,
     /// For each trouble, who is here and has not had it in this stage: new users, and others.
     at_risk: [(u64, u64); Trouble::COUNT],
+    /// The same of all who were here in this stage.
+    met: [(u64, u64); Trouble::COUNT],
     current: Sums,
     earlier: Sums,
 }
@@ -133,6 +139,7 @@ impl Measure {
             max_users,
             untracked: 0,
             at_risk: Default::default(),
+            met: Default::default(),
             current: Sums::default(),
             earlier: Sums::default(),
         }
@@ -167,11 +174,13 @@ impl Measure {
         self.window = window;
         self.current = Sums::default();
         self.at_risk = Default::default();
+        self.met = Default::default();
         let mut users = std::mem::take(&mut self.users);
         for user in users.values_mut() {
-            (user.had, user.on_new) = (0, false);
+            user.marks = 0;
             self.assign(user);
             self.stand_by(user, true);
+            self.meet(user);
         }
         self.users = users;
     }
@@ -223,6 +232,7 @@ impl Measure {
                 user.sessions = user.sessions.saturating_add(1);
                 if user.sessions == 1 {
                     self.stand_by(user, true);
+                    self.meet(user);
                 }
                 true
             }
@@ -303,8 +313,8 @@ impl Measure {
             arm.connects += 1;
             arm.connect_failures += u64::from(!ok);
         }
-        if ok && to_new && !user.on_new {
-            user.on_new = true;
+        if ok && to_new && user.marks & ON_NEW == 0 {
+            user.marks |= ON_NEW;
             arm.users_on_new += 1;
         }
         if !ok {
@@ -337,35 +347,50 @@ impl Measure {
         counted == events && sound == latencies.len() as u64
     }
 
-    /// A user's trouble: evidence if it is the first of its kind in this stage. One that befalls who
-    /// is here is none if the user is not.
+    /// A user's trouble: evidence if it is the first of its kind in this stage.
+    ///
+    /// It is compared with those it could have befallen: who is here, or for what befalls comers, who
+    /// was. Of a comer who was never here before it is only known with which probability such are
+    /// assigned to the new arm; a crowd that this user has just joined would say more than is true.
     fn befall(&mut self, user: &mut User, trouble: Trouble) {
-        if user.had & trouble.bit() != 0 {
+        if user.marks & trouble.bit() != 0 {
             return;
         }
         let is_new = self.cohort(user).is_new();
         self.arm(user).users_with[trouble as usize] += 1;
         let evidence = &mut self.current.evidence[trouble as usize];
-        let (new, others) = self.at_risk[trouble as usize];
         match trouble.exposed() {
             Exposed::Present if user.sessions > 0 => {
-                evidence.observe(is_new, new as f64 / (new + others) as f64);
+                evidence.observe(is_new, share(self.at_risk[trouble as usize]));
+            }
+            Exposed::Comers if user.marks & MET != 0 => {
+                evidence.observe(is_new, share(self.met[trouble as usize]));
             }
             Exposed::Comers => {
                 evidence.observe(is_new, self.window.percentage.share());
             }
             Exposed::Present | Exposed::OneArm => {}
         }
-        self.step_aside(user, trouble);
-        user.had |= trouble.bit();
+        if user.sessions > 0 {
+            count_out(&mut self.at_risk[trouble as usize], is_new);
+        }
+        if user.marks & MET != 0 {
+            count_out(&mut self.met[trouble as usize], is_new);
+        }
+        user.marks |= trouble.bit();
     }
 
-    fn step_aside(&mut self, user: &User, trouble: Trouble) {
-        if user.sessions > 0 {
-            let is_new = self.cohort(user).is_new();
-            let (new, others) = &mut self.at_risk[trouble as usize];
-            let side = if is_new { new } else { others };
-            *side = side.saturating_sub(1);
+    /// A user is here for the first time in this stage.
+    fn meet(&mut self, user: &mut User) {
+        if user.marks & MET != 0 {
+            return;
+        }
+        user.marks |= MET;
+        let is_new = self.cohort(user).is_new();
+        for trouble in Trouble::ALL {
+            if user.marks & trouble.bit() == 0 {
+                count_in(&mut self.met[trouble as usize], is_new);
+            }
         }
     }
 
@@ -373,10 +398,9 @@ impl Measure {
     fn stand_by(&mut self, user: &User, comes: bool) {
         let is_new = self.cohort(user).is_new();
         for trouble in Trouble::ALL {
-            if user.had & trouble.bit() == 0 {
-                let (new, others) = &mut self.at_risk[trouble as usize];
-                let side = if is_new { new } else { others };
-                *side = if comes { *side + 1 } else { side.saturating_sub(1) };
+            if user.marks & trouble.bit() == 0 {
+                let at_risk = &mut self.at_risk[trouble as usize];
+                if comes { count_in(at_risk, is_new) } else { count_out(at_risk, is_new) }
             }
         }
     }
@@ -401,6 +425,19 @@ impl Measure {
     }
 }
 
+fn count_in((new, others): &mut (u64, u64), is_new: bool) {
+    *(if is_new { new } else { others }) += 1;
+}
+
+fn count_out((new, others): &mut (u64, u64), is_new: bool) {
+    let side = if is_new { new } else { others };
+    *side = side.saturating_sub(1);
+}
+
+fn share((new, others): (u64, u64)) -> f64 {
+    new as f64 / (new + others) as f64
+}
+
 impl User {
     fn new(unit: Unit) -> Self {
         Self {
@@ -410,9 +447,8 @@ impl User {
             acts: allowance::ACTS,
             latencies: allowance::LATENCIES,
             group: unit.group,
-            had: 0,
+            marks: 0,
             sessions: 0,
-            on_new: false,
         }
     }
 

@@ -119,6 +119,14 @@ pub(super) fn judge(
     verdicts
 }
 
+impl Tripwire {
+    /// Whether so many of so many are too many.
+    pub fn is_broken_by(&self, counts: Counts) -> bool {
+        let of = counts.of.max(self.min_count) as f64;
+        counts.of > 0 && counts.with as f64 > self.above / 100.0 * of
+    }
+}
+
 fn rate(
     guardrails: &Guardrails,
     name: Name,
@@ -126,18 +134,14 @@ fn rate(
     [new, control]: [Counts; 2],
     enough_users: bool,
 ) -> Verdict {
-    let broken = |counts: Counts| {
-        let of = counts.of.max(wire.min_count) as f64;
-        counts.of > 0 && counts.with as f64 > wire.above / 100.0 * of
-    };
-    let outcome = match (broken(new) && enough_users, new.of >= wire.min_count) {
+    let outcome = match (wire.is_broken_by(new) && enough_users, new.of >= wire.min_count) {
         (true, _) => Outcome::Broken,
         (false, true) => Outcome::Kept,
         (false, false) => Outcome::Unknown,
     };
     let mut verdict = Verdict::new(name, wire.mode, outcome);
     // Both break the limit, and the new side not twice as much: something behind both fails.
-    let both = broken(control) && new.percent() <= 2.0 * control.percent();
+    let both = wire.is_broken_by(control) && new.percent() <= 2.0 * control.percent();
     if both && verdict.demand == Demand::RollBack {
         verdict.demand = guardrails.tripwires.if_both;
     }

@@ -33,8 +33,7 @@ pub enum Trouble {
 pub(super) enum Exposed {
     /// Who is here.
     Present,
-    /// Who tries something. Such a user has often only just come, and with few others around the
-    /// crowd would say less than the percentage by which comers are assigned.
+    /// Who tries something, and may never have been here.
     Comers,
     /// Users of one arm only, so it is no evidence.
     OneArm,

@@ -69,6 +69,13 @@ fn who_comes_is_compared_with_the_percentage_and_who_is_here_with_the_others() {
     let mut expected = crate::rollout::statistics::count::Evidence::default();
     expected.observe(true, 0.1);
     assert_eq!(measure.current.evidence(Trouble::ConnectFailed), &expected);
+    // Who was here is known, also after leaving.
+    let known = users(Cohort::New, 10.0, 3)[1..].to_vec();
+    arrive(&mut measure, &[known.clone(), users(Cohort::Rest, 10.0, 6)].concat());
+    measure.record(known[0], Fact::Left, NOW);
+    measure.record(known[0], FAILED, NOW);
+    expected.observe(true, 2.0 / 8.0);
+    assert_eq!(measure.current.evidence(Trouble::ConnectFailed), &expected);
     let interrupted = measure.current.evidence(Trouble::Interrupted);
     assert_eq!(interrupted.events(), 0, "who is not here cannot be interrupted");
 }
@@ -222,14 +229,18 @@ proptest! {
             measure.enter(window(percent as u64, percent));
             play(&mut measure, &units, half);
             for trouble in Trouble::ALL {
-                let mut expected = (0, 0);
-                for user in measure.users.values() {
-                    if user.sessions > 0 && user.had & trouble.bit() == 0 {
-                        let is_new = measure.cohort(user).is_new();
-                        *(if is_new { &mut expected.0 } else { &mut expected.1 }) += 1;
+                let (mut here, mut met) = ((0, 0), (0, 0));
+                for user in measure.users.values().filter(|user| user.marks & trouble.bit() == 0) {
+                    let is_new = measure.cohort(user).is_new();
+                    if user.sessions > 0 {
+                        count_in(&mut here, is_new);
+                    }
+                    if user.marks & MET != 0 {
+                        count_in(&mut met, is_new);
                     }
                 }
-                prop_assert_eq!(measure.at_risk[trouble as usize], expected);
+                prop_assert_eq!(measure.at_risk[trouble as usize], here);
+                prop_assert_eq!(measure.met[trouble as usize], met);
             }
             prop_assert!(measure.current.is_sound());
         }

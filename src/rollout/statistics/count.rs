@@ -13,7 +13,7 @@
 //! between them to within 1e-10 per trouble. So evidence is a few sums that add over nodes, and
 //! margin, α and interval are chosen by whoever looks.
 
-use std::{f64::consts::PI, iter};
+use std::{array, f64::consts::PI, iter, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +51,8 @@ impl Evidence {
         }
         self.events += 1;
         self.new_events += u64::from(in_new);
-        for (index, depth) in self.depth.iter_mut().enumerate() {
-            *depth += (share * point(index).exp_m1()).ln_1p();
+        for (depth, point) in self.depth.iter_mut().zip(&*CHEBYSHEV) {
+            *depth += (share * point.log_ratio.exp_m1()).ln_1p();
         }
         true
     }
@@ -139,13 +139,12 @@ impl Evidence {
     /// Barycentric interpolation at Chebyshev points of the first kind.
     fn depth_at(&self, log_ratio: f64) -> f64 {
         let (mut above, mut below) = (0.0, 0.0);
-        for (index, depth) in self.depth.iter().enumerate() {
-            let distance = log_ratio - point(index);
+        for (depth, point) in self.depth.iter().zip(&*CHEBYSHEV) {
+            let distance = log_ratio - point.log_ratio;
             if distance.abs() < 1e-14 {
                 return *depth;
             }
-            let sign = if index % 2 == 0 { 1.0 } else { -1.0 };
-            let weight = sign * angle(index).sin() / distance;
+            let weight = point.weight / distance;
             above += weight * depth;
             below += weight;
         }
@@ -162,13 +161,19 @@ impl iter::Sum for Evidence {
     }
 }
 
-fn angle(index: usize) -> f64 {
-    PI * (2 * index + 1) as f64 / (2 * POINTS) as f64
+struct Point {
+    log_ratio: f64,
+    /// In barycentric interpolation.
+    weight: f64,
 }
 
-fn point(index: usize) -> f64 {
-    LARGEST_RATIO.ln() * angle(index).cos()
-}
+static CHEBYSHEV: LazyLock<[Point; POINTS]> = LazyLock::new(|| {
+    array::from_fn(|index| {
+        let angle = PI * (2 * index + 1) as f64 / (2 * POINTS) as f64;
+        let sign = if index.is_multiple_of(2) { 1.0 } else { -1.0 };
+        Point { log_ratio: LARGEST_RATIO.ln() * angle.cos(), weight: sign * angle.sin() }
+    })
+});
 
 #[cfg(test)]
 mod tests {
