@@ -107,7 +107,8 @@ impl Evaluator {
         let lease = Lease::new("lease/evaluator", &place.run, LEASE);
         let stopping = stage.stopping().clone();
         stage.spawn("evaluator", async move {
-            let _ = stopping.run_until_cancelled(evaluator.run(lease)).await;
+            // Boxed: what is measured is large.
+            let _ = Box::pin(stopping.run_until_cancelled(evaluator.run(lease))).await;
         });
         told
     }
