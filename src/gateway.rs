@@ -10,6 +10,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use crate::{
     auth::{Auth, AuthError},
@@ -31,7 +32,7 @@ use crate::{
     memory,
     metrics::Metrics,
     node::Node,
-    rollout::{Place, RolloutConfig, Rollouts, evaluator::News},
+    rollout::{Place, RolloutConfig, Rollouts, evaluator::News, source::SourceError},
 };
 
 /// A gateway that has its address and is about to serve it.
@@ -42,6 +43,7 @@ pub struct Gateway {
     tls: Option<TlsAcceptor>,
     auth: Arc<Auth>,
     node: Arc<Node>,
+    rollouts: Rollouts,
 }
 
 impl fmt::Debug for Gateway {
@@ -69,7 +71,15 @@ impl Gateway {
         if let Some(within) = config.broker.start_timeout {
             require(&node, within).await?;
         }
-        Ok(Self { config, lifecycle, listener, tls, auth, node })
+        let place = Place {
+            node: node.name().to_string(),
+            run: Uuid::new_v4().to_string(),
+            environment: config.auth.environment.clone(),
+            memory: memory::used_share,
+        };
+        let (rollouts, news) = Rollouts::start(&node.store(), &place, &config.rollout, background)?;
+        background.spawn("news", tell(news, background.stopping().clone()));
+        Ok(Self { config, lifecycle, listener, tls, auth, node, rollouts })
     }
 
     /// Where it listens.
@@ -83,21 +93,12 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, auth, node } = self;
+        let Self { config, lifecycle, listener, tls, auth, node, rollouts } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
-        let background = &lifecycle.background;
-        let place = Place {
-            node: node.name().to_string(),
-            run: cluster.me().to_string(),
-            environment: config.auth.environment,
-            memory: memory::used_share,
-        };
-        let RolloutConfig { poll, drain } = config.rollout;
-        let (rollouts, news) = Rollouts::start(&node.store(), &place, poll, background);
-        background.spawn("news", tell(news, background.stopping().clone()));
+        let RolloutConfig { drain, .. } = config.rollout;
         let (connection, limits) = (config.connection, config.limits);
         let floor = Floor::new(node, (auth, cluster), rollouts, connection, limits, stopping);
         let floor = Arc::new(floor);
@@ -195,6 +196,9 @@ pub enum GatewayError {
     /// A key cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),
+    /// The source of a rollout's percentage cannot be asked.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The broker's settings are impossible.
     #[error(transparent)]
     Broker(#[from] BrokerError),

@@ -15,6 +15,7 @@ mod percentage;
 pub mod schedule;
 #[cfg(test)]
 mod simulation;
+pub mod source;
 pub mod statistics;
 pub mod tally;
 pub mod verdict;
@@ -29,6 +30,7 @@ use self::{
     evaluator::{Evaluator, News},
     findings::Findings,
     meter::Meter,
+    source::{Source, SourceConfig, SourceError},
     tally::Tallies,
 };
 use crate::{broker::Store, lifecycle::Stage};
@@ -61,18 +63,24 @@ pub struct Place {
 
 impl Rollouts {
     /// Begins to read, count and look. What comes of looking comes up the channel.
+    ///
+    /// # Errors
+    /// When the source cannot be asked as configured.
     pub fn start(
         store: &Arc<dyn Store>,
         place: &Place,
-        poll: Duration,
+        config: &RolloutConfig,
         stage: &Stage,
-    ) -> (Self, mpsc::Receiver<News>) {
-        let board = Board::start(Arc::clone(store), &place.environment, poll, stage);
+    ) -> Result<(Self, mpsc::Receiver<News>), SourceError> {
+        let board = Board::start(Arc::clone(store), &place.environment, config.poll, stage);
         let meter = Meter::start(Arc::clone(&board), place.memory, stage);
         let tallies = Tallies::start(Arc::clone(store), stage);
         let findings = Findings::start(Arc::clone(&board), Arc::clone(&tallies), stage);
         let news = Evaluator::start(Arc::clone(&board), place, stage);
-        (Self { board, meter, tallies, findings }, news)
+        if let Some(source) = &config.source {
+            Source::start(source, Arc::clone(&board), &place.run, stage)?;
+        }
+        Ok((Self { board, meter, tallies, findings }, news))
     }
 }
 
@@ -85,11 +93,13 @@ pub struct RolloutConfig {
     pub poll: Duration,
     /// How fast clients are moved.
     pub drain: DrainConfig,
+    /// Another flag system that says a percentage.
+    pub source: Option<SourceConfig>,
 }
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { poll: Duration::from_millis(400), drain: DrainConfig::default() }
+        Self { poll: Duration::from_millis(400), drain: DrainConfig::default(), source: None }
     }
 }
 

@@ -89,7 +89,7 @@ pub const LOOK: Duration = Duration::from_secs(2);
 
 /// After this time without a word from who looks, another node does. With the time of a look it is
 /// under 10 s.
-const LEASE: Duration = Duration::from_secs(6);
+const LEASE: Duration = Duration::from_secs(4);
 
 /// How long findings are shown when nobody looks any more.
 const KEEP: Duration = Duration::from_secs(15);

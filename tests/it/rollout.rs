@@ -5,6 +5,8 @@ mod api;
 mod guarded;
 mod kills;
 mod moving;
+mod scheduled;
+mod source;
 
 use std::{
     net::SocketAddr,
