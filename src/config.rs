@@ -22,6 +22,7 @@ use crate::{
     cluster::ClusterConfig,
     connection::ConnectionConfig,
     http::ServerConfig,
+    legacy::{Impossible, LegacyConfig},
     node::{DedupConfig, NodeConfig},
     protocol::channel::{DEFAULT_NAMESPACE, RESERVED_NAMESPACE},
     session::LimitsConfig,
@@ -50,6 +51,8 @@ pub struct Config {
     pub connection: ConnectionConfig,
     /// How much a client or a publisher may ask for.
     pub limits: LimitsConfig,
+    /// The system that the gateway takes over from.
+    pub legacy: LegacyConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
 }
@@ -114,6 +117,7 @@ impl Default for Config {
             cluster: ClusterConfig::default(),
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
+            legacy: LegacyConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -225,7 +229,7 @@ impl Config {
             let key = format!("channels.{namespace}.history_age");
             at_least(&key, channel.history_age.unwrap_or(second), second)?;
         }
-        Ok(())
+        Ok(self.legacy.check(self.dedup.window)?)
     }
 }
 
@@ -269,6 +273,12 @@ pub struct ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}; {}", self.key, self.reason, self.remedy)
+    }
+}
+
+impl From<Impossible> for ConfigError {
+    fn from(Impossible { key, reason, remedy }: Impossible) -> Self {
+        Self { key, reason, remedy }
     }
 }
 

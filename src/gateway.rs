@@ -26,6 +26,7 @@ use crate::{
         accept::{self, Patience, TlsError},
         router,
     },
+    legacy::{self, Legacy, LegacyError, Sides},
     lifecycle::Lifecycle,
     metrics::Metrics,
     node::Node,
@@ -39,6 +40,7 @@ pub struct Gateway {
     tls: Option<TlsAcceptor>,
     auth: Arc<Auth>,
     node: Arc<Node>,
+    legacy: Arc<Legacy>,
 }
 
 impl fmt::Debug for Gateway {
@@ -66,7 +68,8 @@ impl Gateway {
         if let Some(within) = config.broker.start_timeout {
             require(&node, within).await?;
         }
-        Ok(Self { config, lifecycle, listener, tls, auth, node })
+        let legacy = Arc::new(legacy(&config, &node, &lifecycle)?);
+        Ok(Self { config, lifecycle, listener, tls, auth, node, legacy })
     }
 
     /// Where it listens.
@@ -80,7 +83,7 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, auth, node } = self;
+        let Self { config, lifecycle, listener, tls, auth, node, legacy } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
@@ -100,6 +103,7 @@ impl Gateway {
             gate: Arc::clone(&gate),
             connections,
             draining: draining.clone(),
+            legacy,
         };
         let stage = lifecycle.listening.clone();
         let accepting = accept::accept(listener, tls, router(edge), gate, patience, stage);
@@ -128,6 +132,21 @@ fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Fe
             shared(PostgresBroker::connect(&config.broker.postgres, retentions, stage)?)
         }
     })
+}
+
+/// The system that is taken over from, and which of its users are on which side.
+fn legacy(
+    config: &Config,
+    node: &Arc<Node>,
+    lifecycle: &Lifecycle,
+) -> Result<Legacy, LegacyError> {
+    let sides: Arc<dyn Sides> = Arc::new(config.legacy.side);
+    let redis = config.broker.kind == BrokerKind::Redis;
+    let bounds = legacy::Bounds {
+        event_bytes: config.limits.event_bytes,
+        bells: redis.then(|| config.broker.redis.prefix.clone()),
+    };
+    Legacy::start(&config.legacy, sides, (node, bounds), &lifecycle.background)
 }
 
 fn shared((broker, feed): (impl Broker, Feed)) -> (Arc<dyn Broker>, Feed) {
@@ -173,6 +192,9 @@ pub enum GatewayError {
     /// The settings for Redis are impossible.
     #[error(transparent)]
     Redis(#[from] RedisConfigError),
+    /// The old system cannot be taken over from.
+    #[error(transparent)]
+    Legacy(#[from] LegacyError),
     /// The broker is not there.
     #[error(
         "the broker was not there within broker.start_timeout = {within:?}: {reason}; \

@@ -9,6 +9,7 @@ mod channels;
 mod error;
 mod events;
 mod gate;
+mod legacy;
 mod lend;
 mod ops;
 mod origin;
@@ -28,7 +29,7 @@ use std::{
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    extract::Request,
+    extract::{Request, State},
     middleware,
     routing::{get, post},
 };
@@ -44,7 +45,7 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{connection::Floor, lifecycle::Stage};
+use crate::{connection::Floor, legacy::Legacy, lifecycle::Stage};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +118,8 @@ pub struct Edge {
     pub connections: Stage,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
+    /// The system that the gateway takes over from.
+    pub legacy: Arc<Legacy>,
 }
 
 impl Edge {
@@ -142,6 +145,7 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/channels/{channel}/history", get(channels::history))
         .route("/api/channels/{channel}/presence", get(presence::list))
         .route("/api/sessions/disconnect", post(presence::disconnect))
+        .route("/api/migration/shadow", get(legacy::report))
         .method_not_allowed_fallback(error::method_not_allowed)
         // limits.body_bytes is the limit.
         .layer(DefaultBodyLimit::disable())
@@ -151,5 +155,9 @@ pub fn router(edge: Edge) -> Router {
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))
         .method_not_allowed_fallback(error::method_not_allowed);
-    for_pages.merge(for_operators).fallback(error::not_found).with_state(edge)
+    let pages = for_pages.clone().with_state(edge.clone());
+    let unknown = move |State(edge): State<Edge>, request: Request| {
+        legacy::answer(edge, pages.clone(), request)
+    };
+    for_pages.merge(for_operators).fallback(unknown).with_state(edge)
 }

@@ -8,6 +8,10 @@ use uuid::Uuid;
 /// Longest message id and longest event name, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
 
+/// What the id of an event begins with whose publisher sent a bare text, not JSON: its data is that
+/// text as a JSON string, and a raw stream shows it bare again.
+pub const TEXT_ID: &str = "legacy-text:";
+
 /// What makes an event the same event when it is published again: 1 to 128 bytes of visible ASCII.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]

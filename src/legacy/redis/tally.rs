@@ -1,0 +1,277 @@
+//! Which message is which, and what is not known to be in the logs yet. Pure.
+//!
+//! A mark begins a new count; a message is the n-th of its channel behind a mark. Every node that
+//! heard the mark and everything since counts alike, so the id made of both, and of the content, is
+//! the same on all of them; two equal payloads in a row are two messages. A node that has not heard
+//! a mark yet, or not everything since, cannot tell, and keeps nothing.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::TakeInConfig;
+use crate::{
+    broker::Publication,
+    legacy::{
+        Bounds, JsonPath,
+        pattern::{Glob, Template},
+    },
+    protocol::{Channel, Data, Draft, MessageId, id::TEXT_ID},
+};
+
+/// What every id begins with that was made here.
+const MADE_ID: &str = "legacy:";
+
+/// What a message of a Redis channel becomes.
+#[derive(Debug)]
+pub(super) struct Taking {
+    patterns: Vec<Glob>,
+    channel: Template,
+    id: Option<JsonPath>,
+    name: Option<JsonPath>,
+    bounds: Bounds,
+    marks: String,
+    backlog_bytes: usize,
+}
+
+impl Taking {
+    pub(super) fn new(config: &TakeInConfig, bounds: Bounds) -> Self {
+        Self {
+            patterns: config.patterns.clone(),
+            channel: config.channel.clone(),
+            id: config.id.clone(),
+            name: config.name.clone(),
+            bounds,
+            marks: format!("{}:marks", config.prefix),
+            backlog_bytes: config.backlog_bytes,
+        }
+    }
+
+    /// Whether a name is one of the gateway's own channels in Redis.
+    fn is_ours(&self, name: &str) -> bool {
+        let bell = |prefix: &String| {
+            let rest = name.strip_prefix(&**prefix);
+            rest.is_some_and(|rest| rest.starts_with(":{"))
+        };
+        name == self.marks || self.bounds.bells.as_ref().is_some_and(bell)
+    }
+
+    fn target(&self, pattern: &str, name: &str) -> Result<Channel, Verdict> {
+        if self.is_ours(name) {
+            return Err(Verdict::NotMeant);
+        }
+        // Redis says a message once for each pattern that it fits.
+        let mut fitting = self.patterns.iter().filter_map(|p| Some((p, p.captures(name)?)));
+        let Some((_, captures)) = fitting.next().filter(|(first, _)| first.as_str() == pattern)
+        else {
+            return Err(Verdict::NotMeant);
+        };
+        let target = self.channel.fill(&captures).map_err(|_| Verdict::Refused("channel"))?;
+        target.parse().map_err(|_| Verdict::Refused("channel"))
+    }
+
+    /// `number` is made of what nobody but the hearers of this message knows.
+    fn draft(&self, number: &[u8], payload: &[u8]) -> Result<Draft, Verdict> {
+        if self.bounds.event_bytes < payload.len() {
+            return Err(Verdict::Refused("size"));
+        }
+        let text = String::from_utf8_lossy(payload);
+        let parsed = serde_json::from_str::<Value>(&text).ok();
+        let at = |path: &Option<JsonPath>| path.as_ref()?.find(parsed.as_ref()?);
+        let given = at(&self.id).and_then(|id| id.parse().ok());
+        let made = || {
+            let digest = Sha256::new().chain_update(number).chain_update(payload).finalize();
+            let kind = if parsed.is_some() { MADE_ID } else { TEXT_ID };
+            let id = format!("{kind}{}", BASE64_URL_SAFE_NO_PAD.encode(&digest[..16]));
+            id.parse::<MessageId>().map_err(|_| Verdict::Refused("id"))
+        };
+        let id = given.map_or_else(made, Ok)?;
+        let name = at(&self.name).and_then(|name| name.parse().ok());
+        Ok(Draft { id, name, data: Data::lenient(&text) })
+    }
+}
+
+/// What became of a message that was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is in the backlog.
+    Kept,
+    /// A node PUBLISHed it itself.
+    Copy,
+    /// It is the same as one heard for another pattern, or the gateway's own.
+    NotMeant,
+    /// It came before the first mark.
+    Unnumbered,
+    /// It can be no event: `channel` or `size`.
+    Refused(&'static str),
+}
+
+/// What was heard, in order.
+#[derive(Debug)]
+pub(super) struct Tally {
+    taking: Taking,
+    mark: Option<Arc<str>>,
+    counts: HashMap<Bytes, u64>,
+    /// The next message of this channel is a copy.
+    copied: Option<Bytes>,
+    backlog: VecDeque<Heard>,
+    bytes: usize,
+    /// The number of the first of the backlog, of all that was heard.
+    first: u64,
+    /// Everything before this mark is in the logs.
+    done: Option<Arc<str>>,
+    overflown: u64,
+}
+
+#[derive(Debug)]
+enum Heard {
+    Mark(Arc<str>),
+    Message(Publication),
+}
+
+impl Heard {
+    fn weight(&self) -> usize {
+        const SELF: usize = size_of::<Heard>();
+        match self {
+            Self::Mark(mark) => SELF + mark.len(),
+            Self::Message(Publication { draft, .. }) => SELF + 64 + draft.data.len(),
+        }
+    }
+}
+
+impl Tally {
+    pub(super) fn new(taking: Taking) -> Self {
+        Self {
+            taking,
+            mark: None,
+            counts: HashMap::new(),
+            copied: None,
+            backlog: VecDeque::new(),
+            bytes: 0,
+            first: 0,
+            done: None,
+            overflown: 0,
+        }
+    }
+
+    /// A node's mark was heard, and which of the marks before it has everything in the logs.
+    pub(super) fn mark(&mut self, mark: &str, done: Option<&str>) {
+        let mark: Arc<str> = mark.into();
+        self.counts.clear();
+        self.copied = None;
+        self.mark = Some(Arc::clone(&mark));
+        self.keep(Heard::Mark(mark));
+        let of = |heard: &Heard| matches!(heard, Heard::Mark(mark) if Some(&**mark) == done);
+        if let Some(at) = self.backlog.iter().position(of) {
+            self.written(self.first + at as u64);
+        }
+    }
+
+    /// The next message of this channel is one that a node PUBLISHed itself.
+    pub(super) fn copied(&mut self, channel: Bytes) {
+        self.copied = Some(channel);
+    }
+
+    /// A message was heard, for a pattern.
+    pub(super) fn message(&mut self, pattern: &[u8], channel: Bytes, payload: &[u8]) -> Verdict {
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Verdict::Refused("channel"));
+        let target = match (text(pattern), text(&channel)) {
+            (Ok(pattern), Ok(name)) => self.taking.target(pattern, name),
+            (Err(verdict), _) | (_, Err(verdict)) => Err(verdict),
+        };
+        if target == Err(Verdict::NotMeant) {
+            return Verdict::NotMeant;
+        }
+        if self.copied.take().as_ref() == Some(&channel) {
+            return Verdict::Copy;
+        }
+        let Some(mark) = &self.mark else { return Verdict::Unnumbered };
+        let count = self.counts.entry(channel.clone()).or_default();
+        *count += 1;
+        let number = [mark.as_bytes(), &channel, &count.to_be_bytes()].join(&b'\n');
+        let publication = target.and_then(|channel| {
+            let draft = self.taking.draft(&number, payload)?;
+            Ok(Publication { channel, draft })
+        });
+        match publication {
+            Ok(publication) => self.keep(Heard::Message(publication)),
+            Err(verdict) => return verdict,
+        }
+        Verdict::Kept
+    }
+
+    /// Listening was interrupted: the count is lost until the next mark.
+    pub(super) fn interrupted(&mut self) {
+        self.mark = None;
+        self.counts.clear();
+        self.copied = None;
+    }
+
+    /// The oldest messages that are not known to be in the logs, at most so many, and what to say to
+    /// [`written`](Self::written) once they are.
+    pub(super) fn next(&mut self, most: usize) -> (u64, Vec<Publication>) {
+        while let Some(Heard::Mark(_)) = self.backlog.front() {
+            self.written(self.first + 1);
+        }
+        let mut batch = Vec::new();
+        let mut upto = self.first;
+        for heard in &self.backlog {
+            match heard {
+                Heard::Message(_) if batch.len() == most => break,
+                Heard::Message(publication) => batch.push(publication.clone()),
+                Heard::Mark(_) => {}
+            }
+            upto += 1;
+        }
+        (upto, batch)
+    }
+
+    /// What was heard before this number is in the logs.
+    pub(super) fn written(&mut self, upto: u64) {
+        while self.first < upto
+            && let Some(heard) = self.backlog.pop_front()
+        {
+            self.first += 1;
+            self.bytes -= heard.weight();
+            if let Heard::Mark(mark) = heard {
+                self.done = Some(mark);
+            }
+        }
+    }
+
+    /// The last mark before which everything is in the logs.
+    pub(super) fn done(&self) -> Option<&Arc<str>> {
+        self.done.as_ref()
+    }
+
+    /// How much waits.
+    pub(super) fn len(&self) -> usize {
+        self.backlog.len()
+    }
+
+    /// How many messages were dropped since this was asked last, because too much waits.
+    pub(super) fn overflown(&mut self) -> u64 {
+        std::mem::take(&mut self.overflown)
+    }
+
+    fn keep(&mut self, heard: Heard) {
+        self.bytes += heard.weight();
+        self.backlog.push_back(heard);
+        while self.taking.backlog_bytes < self.bytes
+            && let Some(oldest) = self.backlog.pop_front()
+        {
+            self.first += 1;
+            self.bytes -= oldest.weight();
+            self.overflown += u64::from(matches!(oldest, Heard::Message(_)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
