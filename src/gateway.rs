@@ -135,11 +135,7 @@ fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Fe
 }
 
 /// The system that is taken over from, and which of its users are on which side.
-fn legacy(
-    config: &Config,
-    node: &Arc<Node>,
-    lifecycle: &Lifecycle,
-) -> Result<Legacy, LegacyError> {
+fn legacy(config: &Config, node: &Arc<Node>, lifecycle: &Lifecycle) -> Result<Legacy, LegacyError> {
     let sides: Arc<dyn Sides> = Arc::new(config.legacy.side);
     let redis = config.broker.kind == BrokerKind::Redis;
     let bounds = legacy::Bounds {

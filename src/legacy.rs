@@ -6,8 +6,8 @@
 //! is asked of [`Sides`]; who somebody is, and what they may do, is not known here.
 
 pub mod compare;
-mod payload;
 pub mod pattern;
+mod payload;
 pub mod redis;
 pub mod route;
 pub mod shadow;
@@ -104,7 +104,11 @@ impl LegacyConfig {
             }
         }
         if self.side != Side::Upstream && self.route.is_empty() {
-            return wrong("side", "there is no [[legacy.route]] for it", "add one, or leave it out");
+            return wrong(
+                "side",
+                "there is no [[legacy.route]] for it",
+                "add one, or leave it out",
+            );
         }
         if self.side == Side::Shadow && self.upstream.is_none() {
             return wrong("side", "there is no legacy.upstream to compare with", "name it");
@@ -221,15 +225,19 @@ pub struct Bounds {
 #[derive(Debug, thiserror::Error)]
 pub enum LegacyError {
     /// There is nothing to check an upstream's certificate with.
-    #[error("legacy.upstream: no certificate of this system's can be trusted: {reason}; install \
-             ca-certificates")]
+    #[error(
+        "legacy.upstream: no certificate of this system's can be trusted: {reason}; install \
+             ca-certificates"
+    )]
     Trust {
         /// Why.
         reason: String,
     },
     /// No address of a Redis server.
-    #[error("legacy.redis.url: {url} is no address of a Redis server: write redis://host:port, \
-             rediss://host:port or redis+unix:///path")]
+    #[error(
+        "legacy.redis.url: {url} is no address of a Redis server: write redis://host:port, \
+             rediss://host:port or redis+unix:///path"
+    )]
     RedisUrl {
         /// The address, without its password.
         url: String,

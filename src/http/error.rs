@@ -99,7 +99,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-pub(super) async fn not_found(uri: Uri) -> ApiError {
+pub(super) fn not_found(uri: &Uri) -> ApiError {
     let path = uri.path();
     ApiError::new(ErrorCode::NotFound, format!("there is nothing at {path}"))
 }

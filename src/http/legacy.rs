@@ -65,7 +65,7 @@ pub(super) async fn answer(edge: Edge, pages: Router, request: Request) -> Respo
     }
     match legacy.upstream() {
         Some(upstream) => Box::pin(pass(&edge, upstream, request, None)).await,
-        None => error::not_found(request.uri().clone()).await.into_response(),
+        None => error::not_found(request.uri()).into_response(),
     }
 }
 
@@ -134,8 +134,7 @@ async fn ours(
     }
     let mut parts = request.uri().clone().into_parts();
     let path = format!("/events?{query}").parse();
-    parts.path_and_query =
-        Some(path.map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?);
+    parts.path_and_query = Some(path.map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?);
     *request.uri_mut() =
         Uri::from_parts(parts).map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     Ok(request)
@@ -151,7 +150,8 @@ async fn pass(
     let peer = request.extensions().get::<Peer>();
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
     let host = request.uri().authority().map(|authority| authority.as_str().to_owned());
-    let host = host.or_else(|| Some(request.headers().get(header::HOST)?.to_str().ok()?.to_owned()));
+    let host =
+        host.or_else(|| Some(request.headers().get(header::HOST)?.to_str().ok()?.to_owned()));
     let trusted = proxy::trusts(peer, &edge.server.trusted_proxies);
     let sender = Sender { ip: peer, trusted, https: edge.speaks_tls(), host: host.as_deref() };
     let client = proxy::client_ip(peer, request.headers(), &edge.server.trusted_proxies);

@@ -93,7 +93,11 @@ impl FromStr for Template {
         if !rest.is_empty() {
             pieces.push(Piece::Text(rest.to_owned()));
         }
-        if pieces.is_empty() { Err("it is empty: write room:{room}".to_owned()) } else { Ok(Self(pieces)) }
+        if pieces.is_empty() {
+            Err("it is empty: write room:{room}".to_owned())
+        } else {
+            Ok(Self(pieces))
+        }
     }
 }
 

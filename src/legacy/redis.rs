@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 use uuid::Uuid;
 
-use self::tally::{Tally, Taking};
+use self::tally::{Taking, Tally};
 use super::{
     Bounds, Impossible, JsonPath, LegacyError,
     pattern::{Glob, Template},
@@ -107,7 +107,11 @@ impl TakeInConfig {
             return wrong("prefix", "it is empty".to_owned(), "leave it out, or name it");
         }
         if self.copy_out.iter().any(|namespace| namespace == RESERVED_NAMESPACE) {
-            return wrong("copy_out", "that namespace is the gateway's own".to_owned(), "leave it out");
+            return wrong(
+                "copy_out",
+                "that namespace is the gateway's own".to_owned(),
+                "leave it out",
+            );
         }
         // The way back has to be one: each star from the channel's name.
         let back = |pattern: &Glob| {
@@ -198,6 +202,11 @@ impl TakeIn {
 
     fn metrics(&self) -> &LegacyMetrics {
         &self.node.metrics().legacy
+    }
+
+    /// So many messages are not known to be in the logs.
+    fn waiting(&self, messages: usize) {
+        self.metrics().backlog.set(i64::try_from(messages).unwrap_or(i64::MAX));
     }
 
     /// The channel that marks are PUBLISHed to.

@@ -40,7 +40,8 @@ pub enum Format {
 }
 
 /// Addresses of the gateway itself: no old one can have them.
-const OWN: [&str; 6] = ["/ws", "/events", "/metrics", "/health/live", "/health/ready", "/api/publish"];
+const OWN: [&str; 6] =
+    ["/ws", "/events", "/metrics", "/health/live", "/health/ready", "/api/publish"];
 
 impl RouteConfig {
     pub(super) fn check(&self) -> Result<(), Impossible> {
@@ -52,7 +53,10 @@ impl RouteConfig {
             return wrong(reason, "let a proxy in front give the old one another path");
         }
         if self.channels.is_empty() {
-            return wrong("it has no channels".to_owned(), "name one: channels = [\"room:{room}\"]");
+            return wrong(
+                "it has no channels".to_owned(),
+                "name one: channels = [\"room:{room}\"]",
+            );
         }
         for hole in self.channels.iter().flat_map(Template::holes) {
             let known = hole == "user"
@@ -126,10 +130,11 @@ impl Place<'_> {
             captures.entry(format!("query:{name}")).or_insert_with(|| value.into_owned());
         }
         let channel = |template: &Template| {
-            let name = template.fill(&captures).map_err(|hole| match hole.strip_prefix("query:") {
-                Some(name) => Unplaced::Query { name: name.to_owned() },
-                None => Unplaced::User,
-            })?;
+            let name =
+                template.fill(&captures).map_err(|hole| match hole.strip_prefix("query:") {
+                    Some(name) => Unplaced::Query { name: name.to_owned() },
+                    None => Unplaced::User,
+                })?;
             name.parse().map_err(|why: crate::protocol::channel::ChannelError| Unplaced::Channel {
                 why: why.to_string(),
                 name,

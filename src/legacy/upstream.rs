@@ -22,7 +22,7 @@ use axum::{
 };
 use hyper::{
     body::{Body as HttpBody, Frame, SizeHint},
-    upgrade::{OnUpgrade, Upgraded},
+    upgrade::OnUpgrade,
 };
 use hyper_util::{
     client::legacy::Client,
@@ -31,6 +31,7 @@ use hyper_util::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
+    io::AsyncWriteExt as _,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
@@ -191,7 +192,11 @@ impl Upstream {
         let Some(mut tunnel) = tunnel else {
             let ends = stream.then(|| stop.clone());
             let body = Body::new(Passing::new(body, ends, place));
-            return Ok(Answer { response: Response::from_parts(parts, body), stream, tunnel: None });
+            return Ok(Answer {
+                response: Response::from_parts(parts, body),
+                stream,
+                tunnel: None,
+            });
         };
         tunnel.place = Some(place);
         let response = Response::from_parts(parts, Body::empty());
@@ -419,8 +424,13 @@ impl Tunnel {
         let Self { ours, theirs, place: _place } = self;
         let carried = async {
             let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) else { return };
-            let io = |upgraded: Upgraded| TokioIo::new(upgraded);
-            let _ = tokio::io::copy_bidirectional(&mut io(ours), &mut io(theirs)).await;
+            let (mut from_us, mut to_us) = tokio::io::split(TokioIo::new(ours));
+            let (mut from_them, mut to_them) = tokio::io::split(TokioIo::new(theirs));
+            // No WebSocket is half open: who has gone from one side goes from the other.
+            tokio::select! {
+                _ = tokio::io::copy(&mut from_us, &mut to_them) => drop(to_them.shutdown().await),
+                _ = tokio::io::copy(&mut from_them, &mut to_us) => drop(to_us.shutdown().await),
+            }
         };
         tokio::select! {
             () = carried => {}
@@ -439,7 +449,8 @@ mod tests {
             assert_eq!(url.parse::<UpstreamUrl>().unwrap().to_string(), url);
         }
         assert_eq!("http://a/".parse::<UpstreamUrl>().unwrap().to_string(), "http://a");
-        for url in ["a:1", "ftp://a", "http://a/b", "http://u:p@a", "http://", "http://a?b", "a b"] {
+        for url in ["a:1", "ftp://a", "http://a/b", "http://u:p@a", "http://", "http://a?b", "a b"]
+        {
             let error = url.parse::<UpstreamUrl>().unwrap_err();
             assert!(error.contains("http://host:3000") && !error.contains("u:p"), "{error}");
         }

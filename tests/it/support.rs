@@ -3,7 +3,9 @@
 pub(crate) mod client;
 pub(crate) mod eventually;
 pub(crate) mod gateway;
+pub(crate) mod old;
 pub(crate) mod postgres;
+pub(crate) mod raw;
 pub(crate) mod redis;
 
 /// Runs something beside the test; it ends with the test's runtime.

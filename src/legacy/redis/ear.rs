@@ -107,7 +107,7 @@ fn hear(taking: &TakeIn, marks: &str, words: Vec<Bytes>) -> bool {
             let (overflown, waiting) = (tally.overflown(), tally.len());
             drop(tally);
             count(taking, verdict, overflown);
-            taking.metrics().backlog.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+            taking.waiting(waiting);
             taking.due.notify_one();
         }
         _ => {}
@@ -122,13 +122,19 @@ fn hear_mark(taking: &TakeIn, payload: &[u8]) {
     match text.split_once(' ') {
         Some(("M", rest)) => {
             let (mark, done) = rest.split_once(' ').unwrap_or((rest, ""));
-            taking.tally.lock().mark(mark, Some(done).filter(|done| !done.is_empty()));
+            let mut tally = taking.tally.lock();
+            tally.mark(mark, Some(done).filter(|done| !done.is_empty()));
+            let waiting = tally.len();
+            drop(tally);
+            taking.waiting(waiting);
             if mark.split_once('.').is_some_and(|(token, _)| token == taking.token) {
                 *taking.heard_itself.lock() = Some(tokio::time::Instant::now());
             }
             taking.due.notify_one();
         }
-        Some(("C", channel)) => taking.tally.lock().copied(Bytes::copy_from_slice(channel.as_bytes())),
+        Some(("C", channel)) => {
+            taking.tally.lock().copied(Bytes::copy_from_slice(channel.as_bytes()))
+        }
         _ => {}
     }
 }

@@ -122,6 +122,7 @@ pub(super) struct Tally {
     copied: Option<Bytes>,
     backlog: VecDeque<Heard>,
     bytes: usize,
+    messages: usize,
     /// The number of the first of the backlog, of all that was heard.
     first: u64,
     /// Everything before this mark is in the logs.
@@ -136,6 +137,10 @@ enum Heard {
 }
 
 impl Heard {
+    fn is_message(&self) -> bool {
+        matches!(self, Self::Message(_))
+    }
+
     fn weight(&self) -> usize {
         const SELF: usize = size_of::<Heard>();
         match self {
@@ -154,6 +159,7 @@ impl Tally {
             copied: None,
             backlog: VecDeque::new(),
             bytes: 0,
+            messages: 0,
             first: 0,
             done: None,
             overflown: 0,
@@ -235,10 +241,8 @@ impl Tally {
     /// What was heard before this number is in the logs.
     pub(super) fn written(&mut self, upto: u64) {
         while self.first < upto
-            && let Some(heard) = self.backlog.pop_front()
+            && let Some(heard) = self.pop()
         {
-            self.first += 1;
-            self.bytes -= heard.weight();
             if let Heard::Mark(mark) = heard {
                 self.done = Some(mark);
             }
@@ -250,9 +254,9 @@ impl Tally {
         self.done.as_ref()
     }
 
-    /// How much waits.
+    /// How many messages wait.
     pub(super) fn len(&self) -> usize {
-        self.backlog.len()
+        self.messages
     }
 
     /// How many messages were dropped since this was asked last, because too much waits.
@@ -262,14 +266,21 @@ impl Tally {
 
     fn keep(&mut self, heard: Heard) {
         self.bytes += heard.weight();
+        self.messages += usize::from(heard.is_message());
         self.backlog.push_back(heard);
         while self.taking.backlog_bytes < self.bytes
-            && let Some(oldest) = self.backlog.pop_front()
+            && let Some(oldest) = self.pop()
         {
-            self.first += 1;
-            self.bytes -= oldest.weight();
-            self.overflown += u64::from(matches!(oldest, Heard::Message(_)));
+            self.overflown += u64::from(oldest.is_message());
         }
+    }
+
+    fn pop(&mut self) -> Option<Heard> {
+        let heard = self.backlog.pop_front()?;
+        self.first += 1;
+        self.bytes -= heard.weight();
+        self.messages -= usize::from(heard.is_message());
+        Some(heard)
     }
 }
 

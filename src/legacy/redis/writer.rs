@@ -40,8 +40,8 @@ pub(super) async fn write(taking: Arc<TakeIn>, stop: CancellationToken) {
                 tally.written(upto);
                 let waiting = tally.len();
                 drop(tally);
+                taking.waiting(waiting);
                 let metrics = taking.metrics();
-                metrics.backlog.set(i64::try_from(waiting).unwrap_or(i64::MAX));
                 for (outcome, number) in
                     [("taken", taken), ("duplicate", duplicates), ("refused", refused)]
                 {

@@ -68,7 +68,8 @@ fn trust() -> Result<TlsConnector, LegacyError> {
     roots.add_parsable_certificates(found.certs);
     let refused = |reason: String| LegacyError::Trust { reason };
     if roots.is_empty() {
-        let why = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
+        let why =
+            found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
         return Err(refused(why));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -92,7 +92,8 @@ fn strip_hops(headers: &mut HeaderMap) {
 
 /// HTTP/2 may split cookies into several headers, HTTP/1.1 may not.
 fn join_cookies(headers: &mut HeaderMap) {
-    let crumbs: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let crumbs: Vec<_> =
+        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if 1 < crumbs.len()
         && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
     {
