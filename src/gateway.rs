@@ -142,7 +142,7 @@ fn legacy(config: &Config, node: &Arc<Node>, lifecycle: &Lifecycle) -> Result<Le
         event_bytes: config.limits.event_bytes,
         bells: redis.then(|| config.broker.redis.prefix.clone()),
     };
-    Legacy::start(&config.legacy, sides, (node, bounds), &lifecycle.background)
+    Legacy::start(&config.legacy, sides, (node, bounds), &lifecycle.cluster)
 }
 
 fn shared((broker, feed): (impl Broker, Feed)) -> (Arc<dyn Broker>, Feed) {

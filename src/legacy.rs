@@ -167,6 +167,7 @@ pub struct Legacy {
     upstream: Option<Upstream>,
     routes: Vec<Route>,
     sides: Arc<dyn Sides>,
+    redis: Option<Arc<TakeIn>>,
     shadow: Arc<Shadow>,
 }
 
@@ -183,12 +184,11 @@ impl Legacy {
     ) -> Result<Self, LegacyError> {
         let upstream = config.upstream.as_ref().map(|url| Upstream::new(url, config, node));
         let id = config.redis.as_ref().and_then(|redis| redis.id.clone());
-        if let Some(redis) = &config.redis {
-            TakeIn::start(redis, node, &limits, stage)?;
-        }
+        let taking = config.redis.as_ref();
+        let redis = taking.map(|redis| TakeIn::start(redis, node, &limits, stage)).transpose()?;
         let shadow = Shadow::new(&config.shadow, id, node, &limits, stage);
         let routes = config.route.iter().cloned().map(Route::new).collect();
-        Ok(Self { upstream: upstream.transpose()?, routes, sides, shadow: Arc::new(shadow) })
+        Ok(Self { upstream: upstream.transpose()?, routes, sides, redis, shadow: Arc::new(shadow) })
     }
 
     /// The old server, if there is one.
@@ -204,6 +204,11 @@ impl Legacy {
     /// Who serves somebody; without an old server there is only the gateway.
     pub fn side(&self, unit: &str, groups: &[String]) -> Side {
         if self.upstream.is_none() { Side::Gateway } else { self.sides.side(unit, groups) }
+    }
+
+    /// Whether this node hears what publishers PUBLISH, so that another one may be stopped.
+    pub fn has_joined(&self) -> bool {
+        self.redis.as_ref().is_none_or(|redis| redis.has_joined())
     }
 
     /// The comparison of both sides.

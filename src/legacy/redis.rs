@@ -7,6 +7,7 @@
 //!
 //! [`tally`] is the pure part, [`ear`] listens, [`writer`] writes, [`copy`] sends the other way.
 
+mod company;
 mod copy;
 mod ear;
 mod lease;
@@ -22,9 +23,13 @@ use parking_lot::Mutex;
 use redis::{Client, ConnectionInfo, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::tally::{Taking, Tally};
+use self::{
+    company::Company,
+    tally::{Taking, Tally},
+};
 use super::{
     Bounds, Impossible, JsonPath, LegacyError,
     pattern::{Glob, Template},
@@ -129,6 +134,9 @@ impl TakeInConfig {
     }
 }
 
+/// How long a node may be not ready because it does not hear the old channels.
+const JOINING: Duration = Duration::from_secs(10);
+
 /// Taking in, as this node does it.
 #[derive(Debug)]
 pub struct TakeIn {
@@ -140,12 +148,15 @@ pub struct TakeIn {
     tally: Mutex<Tally>,
     /// Until when this node may write.
     held: Mutex<Option<Until>>,
-    /// When this node last heard a mark of its own: then it hears everything.
-    heard_itself: Mutex<Option<Instant>>,
+    /// When it was started.
+    began: Instant,
+    company: Mutex<Company>,
     /// There may be something to write.
     due: Notify,
-    /// A mark is wanted at once.
-    deaf: Notify,
+    /// A mark, and a try for the lease, are wanted at once.
+    hurry: Notify,
+    /// The last that this node will write is written.
+    finished: CancellationToken,
 }
 
 /// An end by two clocks: one of them stands still while a machine sleeps.
@@ -175,7 +186,7 @@ impl TakeIn {
         node: &Arc<Node>,
         bounds: &Bounds,
         stage: &Stage,
-    ) -> Result<(), LegacyError> {
+    ) -> Result<Arc<Self>, LegacyError> {
         let url = || LegacyError::RedisUrl { url: config.url.to_string() };
         let place = config.url.info().map_err(|_| url())?;
         let taking = Taking::new(config, bounds.clone());
@@ -185,19 +196,27 @@ impl TakeIn {
             place,
             token: Uuid::new_v4().simple().to_string(),
             tally: Mutex::new(Tally::new(taking)),
+            began: Instant::now(),
             held: Mutex::default(),
-            heard_itself: Mutex::default(),
+            company: Mutex::default(),
             due: Notify::new(),
-            deaf: Notify::new(),
+            hurry: Notify::new(),
+            finished: CancellationToken::new(),
         });
         let stop = stage.stopping();
-        stage.spawn("legacy-listen", ear::listen(Arc::clone(&this), stop.clone()));
-        stage.spawn("legacy-lease", lease::keep(Arc::clone(&this), stop.clone()));
+        stage.spawn("legacy-listen", ear::listen(Arc::clone(&this)));
+        stage.spawn("legacy-lease", lease::keep(Arc::clone(&this)));
         stage.spawn("legacy-write", writer::write(Arc::clone(&this), stop.clone()));
         if !config.copy_out.is_empty() {
-            copy::start(this, stage);
+            copy::start(Arc::clone(&this), stage);
         }
-        Ok(())
+        Ok(this)
+    }
+
+    /// Whether another node may be stopped, as far as this one is concerned: it hears what that one
+    /// hears. A Redis that is away keeps nobody waiting for long.
+    pub fn has_joined(&self) -> bool {
+        self.company.lock().has_joined() || JOINING < self.began.elapsed()
     }
 
     fn metrics(&self) -> &LegacyMetrics {

@@ -1,16 +1,19 @@
 //! Listening to the old channels: one connection, made anew whenever it breaks.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::timeout,
+    time::{Instant, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{TakeIn, tally::Verdict};
+use super::{
+    TakeIn,
+    company::NOTHING,
+    tally::{Holder, Verdict},
+};
 use crate::broker::redis::{
     backoff::Backoff,
     dial::{Wire, dial},
@@ -20,8 +23,9 @@ use crate::broker::redis::{
 /// Read at once, at least.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Listens until it is time to stop.
-pub(super) async fn listen(taking: Arc<TakeIn>, stop: CancellationToken) {
+/// Listens until the last is written.
+pub(super) async fn listen(taking: Arc<TakeIn>) {
+    let stop = taking.finished.clone();
     let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
     let mut warned = false;
     loop {
@@ -33,7 +37,7 @@ pub(super) async fn listen(taking: Arc<TakeIn>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             Err(why) = conversation => why,
         };
-        let heard = taking.heard_itself.lock().take().is_some();
+        let heard = taking.company.lock().deaf();
         taking.tally.lock().interrupted();
         if heard {
             taking.metrics().interruptions.inc();
@@ -50,8 +54,8 @@ pub(super) async fn listen(taking: Arc<TakeIn>, stop: CancellationToken) {
     }
 }
 
-const BACKOFF_MIN: std::time::Duration = std::time::Duration::from_millis(50);
-const BACKOFF_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// Ends only with an error.
 enum Never {}
@@ -77,7 +81,7 @@ async fn converse(taking: &TakeIn, mut wire: Box<dyn Wire>) -> io::Result<Never>
                         confirmations -= 1;
                         if confirmations == 0 {
                             info!(redis = %taking.config.url, "listening to the old channels");
-                            taking.deaf.notify_one();
+                            taking.hurry.notify_one();
                         }
                     }
                 }
@@ -115,25 +119,42 @@ fn hear(taking: &TakeIn, marks: &str, words: Vec<Bytes>) -> bool {
     false
 }
 
-/// `M MARK DONE`: a mark, and up to which one everything is in the logs. `C CHANNEL`: what follows on
-/// that channel is a copy.
+/// `M MARK DONE SINCE AGE`: a mark, what the holder says with its own, and for how many milliseconds
+/// the node has heard everything. `C CHANNEL`: what follows on that channel is a copy. `B TOKEN`: a
+/// node goes.
 fn hear_mark(taking: &TakeIn, payload: &[u8]) {
     let Ok(text) = std::str::from_utf8(payload) else { return };
     match text.split_once(' ') {
         Some(("M", rest)) => {
-            let (mark, done) = rest.split_once(' ').unwrap_or((rest, ""));
+            let mut words = rest.split(' ');
+            let mark = words.next().unwrap_or_default();
+            let mut said = || words.next().filter(|word| *word != NOTHING);
+            let holder = Holder { done: said(), since: said() };
+            let age = said()
+                .and_then(|age| age.parse().ok())
+                .map_or(Duration::ZERO, Duration::from_millis);
             let mut tally = taking.tally.lock();
-            tally.mark(mark, Some(done).filter(|done| !done.is_empty()));
+            tally.mark(mark, holder);
             let waiting = tally.len();
             drop(tally);
             taking.waiting(waiting);
-            if mark.split_once('.').is_some_and(|(token, _)| token == taking.token) {
-                *taking.heard_itself.lock() = Some(tokio::time::Instant::now());
+            let (token, now) =
+                (mark.split_once('.').map_or(mark, |(token, _)| token), Instant::now());
+            let mut company = taking.company.lock();
+            if token == taking.token {
+                company.heard_itself(now);
+            } else {
+                company.heard(token, age, now);
             }
+            drop(company);
             taking.due.notify_one();
         }
         Some(("C", channel)) => {
-            taking.tally.lock().copied(Bytes::copy_from_slice(channel.as_bytes()))
+            taking.tally.lock().copied(Bytes::copy_from_slice(channel.as_bytes()));
+        }
+        Some(("B", token)) => {
+            taking.company.lock().left(token);
+            taking.hurry.notify_one();
         }
         _ => {}
     }

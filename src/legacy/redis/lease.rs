@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{TakeIn, Until};
+use super::{TakeIn, Until, company::NOTHING};
 
 /// Takes the lease if nobody has it, or holds it longer.
 const HOLD: &str = "\
@@ -27,20 +26,21 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) 
 /// Marks, and tries for the lease, this often within one.
 const TICKS: u32 = 6;
 
-/// Sends marks and keeps the lease until it is time to stop, then lets go of it.
-pub(super) async fn keep(taking: Arc<TakeIn>, stop: CancellationToken) {
+/// Sends marks and keeps the lease until the last is written, then lets go of it.
+pub(super) async fn keep(taking: Arc<TakeIn>) {
+    let finished = taking.finished.clone();
     let mut tick = interval(taking.config.lease / TICKS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut keeper = Keeper { taking, connection: None, marks: 0, warned: false };
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            () = keeper.taking.deaf.notified() => {}
-            () = stop.cancelled() => return keeper.let_go().await,
+            () = keeper.taking.hurry.notified() => {}
+            () = finished.cancelled() => return keeper.let_go().await,
         }
         let stepped = tokio::select! {
             stepped = Box::pin(keeper.step()) => stepped,
-            () = stop.cancelled() => return keeper.let_go().await,
+            () = finished.cancelled() => return keeper.let_go().await,
         };
         keeper.note(stepped);
     }
@@ -60,28 +60,40 @@ impl Keeper {
             Some(connection) => connection,
             None => self.taking.connect().await?,
         };
-        let heard = *self.taking.heard_itself.lock();
-        let hears = heard.is_some_and(|at| at.elapsed() < lease / 2);
-        if hears {
+        let (now, holds) = (Instant::now(), self.taking.held.lock().is_some());
+        let (hears, may_try) = {
+            let mut company = self.taking.company.lock();
+            (company.hears(lease, now), company.may_try(lease, now))
+        };
+        if hears && (holds || may_try) {
             // From before it is asked: Redis counts from later.
             let until = Until::after(lease);
             let held: bool = self.ask(HOLD, &mut connection).await?;
             self.hold(held.then_some(until));
-        } else if self.taking.held.lock().is_some() {
+        } else if holds {
             self.hold(None);
             let _: i64 = self.ask(LET_GO, &mut connection).await?;
         }
-        self.marks += 1;
-        let done = match self.taking.may_write() {
-            true => self.taking.tally.lock().done().cloned(),
-            false => None,
-        };
-        let done = done.as_deref().unwrap_or_default();
-        let mark = format!("M {}.{} {done}", self.taking.token, self.marks);
+        let mark = self.mark();
         let marks = self.taking.marks();
         redis::cmd("PUBLISH").arg(marks).arg(mark).exec_async(&mut connection).await?;
         self.connection = Some(connection);
         Ok(())
+    }
+
+    /// The next mark. The holder says with it what is in the logs, and what it cannot know of.
+    fn mark(&mut self) -> String {
+        self.marks += 1;
+        let (done, since) = match self.taking.may_write() {
+            true => {
+                let tally = self.taking.tally.lock();
+                (tally.done().cloned(), tally.since().cloned())
+            }
+            false => (None, None),
+        };
+        let [done, since] = [&done, &since].map(|mark| mark.as_deref().unwrap_or(NOTHING));
+        let age = self.taking.company.lock().age(Instant::now()).as_millis();
+        format!("M {}.{} {done} {since} {age}", self.taking.token, self.marks)
     }
 
     async fn ask<T: redis::FromRedisValue>(
@@ -127,13 +139,21 @@ impl Keeper {
         }
     }
 
-    /// The next node need not wait until the lease is over.
+    /// The next node need not wait until the lease is over: what this one heard is written.
     async fn let_go(&mut self) {
         let held = self.taking.held.lock().take().is_some();
-        if let Some(mut connection) = self.connection.take().filter(|_| held) {
-            let began = Instant::now();
+        let connection = match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => self.taking.connect().await,
+        };
+        let Ok(mut connection) = connection else { return };
+        if held {
             let _: redis::RedisResult<i64> = self.ask(LET_GO, &mut connection).await;
-            info!(took = ?began.elapsed(), "another node may put what is PUBLISHed into the logs");
+            info!("another node may put what is PUBLISHed into the logs");
         }
+        let goodbye = format!("B {}", self.taking.token);
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(self.taking.marks()).arg(goodbye);
+        let _ = publish.exec_async(&mut connection).await;
     }
 }

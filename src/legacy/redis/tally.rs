@@ -112,11 +112,24 @@ pub(super) enum Verdict {
     Refused(&'static str),
 }
 
+/// What the holder says of itself with a mark; nothing with a mark of another node's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Holder<'a> {
+    /// Everything before this mark that it heard is in the logs.
+    pub(super) done: Option<&'a str>,
+    /// It heard everything since this one.
+    pub(super) since: Option<&'a str>,
+}
+
 /// What was heard, in order.
 #[derive(Debug)]
 pub(super) struct Tally {
     taking: Taking,
     mark: Option<Arc<str>>,
+    /// The first mark since which everything was heard.
+    since: Option<Arc<str>>,
+    /// What was heard before this number, the holder did not hear: it is for this node to write.
+    orphans: u64,
     counts: HashMap<Bytes, u64>,
     /// The next message of this channel is a copy.
     copied: Option<Bytes>,
@@ -155,6 +168,8 @@ impl Tally {
         Self {
             taking,
             mark: None,
+            since: None,
+            orphans: 0,
             counts: HashMap::new(),
             copied: None,
             backlog: VecDeque::new(),
@@ -166,17 +181,30 @@ impl Tally {
         }
     }
 
-    /// A node's mark was heard, and which of the marks before it has everything in the logs.
-    pub(super) fn mark(&mut self, mark: &str, done: Option<&str>) {
+    /// A node's mark was heard.
+    pub(super) fn mark(&mut self, mark: &str, holder: Holder<'_>) {
         let mark: Arc<str> = mark.into();
         self.counts.clear();
         self.copied = None;
         self.mark = Some(Arc::clone(&mark));
+        self.since.get_or_insert_with(|| Arc::clone(&mark));
         self.keep(Heard::Mark(mark));
-        let of = |heard: &Heard| matches!(heard, Heard::Mark(mark) if Some(&**mark) == done);
-        if let Some(at) = self.backlog.iter().position(of) {
-            self.written(self.first + at as u64);
+        let heard_since = holder.since.and_then(|since| self.place_of(since));
+        let upto = heard_since.unwrap_or(self.first);
+        let before = self.backlog.iter().take(usize::try_from(upto - self.first).unwrap_or(0));
+        if before.clone().any(Heard::is_message) {
+            self.orphans = upto;
+            return;
         }
+        if let Some(place) = holder.done.and_then(|done| self.place_of(done)) {
+            self.written(place);
+        }
+    }
+
+    /// The number of a mark, if it is in the backlog.
+    fn place_of(&self, mark: &str) -> Option<u64> {
+        let is = |heard: &Heard| matches!(heard, Heard::Mark(found) if **found == *mark);
+        self.backlog.iter().position(is).map(|at| self.first + at as u64)
     }
 
     /// The next message of this channel is one that a node PUBLISHed itself.
@@ -215,20 +243,25 @@ impl Tally {
     /// Listening was interrupted: the count is lost until the next mark.
     pub(super) fn interrupted(&mut self) {
         self.mark = None;
+        self.since = None;
         self.counts.clear();
         self.copied = None;
     }
 
-    /// The oldest messages that are not known to be in the logs, at most so many, and what to say to
-    /// [`written`](Self::written) once they are.
-    pub(super) fn next(&mut self, most: usize) -> (u64, Vec<Publication>) {
-        while let Some(Heard::Mark(_)) = self.backlog.front() {
+    /// The oldest messages that are not known to be in the logs and are for this node to write, at
+    /// most so many, and what to say to [`written`](Self::written) once they are.
+    pub(super) fn next(&mut self, most: usize, holds: bool) -> (u64, Vec<Publication>) {
+        let end = if holds { u64::MAX } else { self.orphans };
+        while self.first < end
+            && let Some(Heard::Mark(_)) = self.backlog.front()
+        {
             self.written(self.first + 1);
         }
         let mut batch = Vec::new();
         let mut upto = self.first;
         for heard in &self.backlog {
             match heard {
+                _ if upto == end => break,
                 Heard::Message(_) if batch.len() == most => break,
                 Heard::Message(publication) => batch.push(publication.clone()),
                 Heard::Mark(_) => {}
@@ -252,6 +285,22 @@ impl Tally {
     /// The last mark before which everything is in the logs.
     pub(super) fn done(&self) -> Option<&Arc<str>> {
         self.done.as_ref()
+    }
+
+    /// The number of the first that is not known to be in the logs.
+    pub(super) fn begin(&self) -> u64 {
+        self.first
+    }
+
+    /// The number behind the last message.
+    pub(super) fn end(&self) -> u64 {
+        let last = self.backlog.iter().rposition(Heard::is_message);
+        last.map_or(self.first, |last| self.first + last as u64 + 1)
+    }
+
+    /// The first mark since which everything was heard.
+    pub(super) fn since(&self) -> Option<&Arc<str>> {
+        self.since.as_ref()
     }
 
     /// How many messages wait.

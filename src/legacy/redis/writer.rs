@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -14,26 +15,35 @@ const BATCH: usize = 500;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// Writes until it is time to stop.
+/// Writes until it is time to stop, and until what was heard by then is written, by whomever.
 pub(super) async fn write(taking: Arc<TakeIn>, stop: CancellationToken) {
+    let _finished = taking.finished.clone().drop_guard();
     let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
     let mut away = false;
+    let mut last = None;
     loop {
-        let (upto, batch) = match taking.may_write() {
-            true => taking.tally.lock().next(BATCH),
-            false => (0, Vec::new()),
-        };
-        if batch.is_empty() {
-            tokio::select! {
-                () = taking.due.notified() => continue,
-                () = stop.cancelled() => return,
+        if stop.is_cancelled() {
+            let (end, deadline) = *last.get_or_insert_with(|| {
+                // If nobody holds the lease, it is for this node to take it once more.
+                taking.hurry.notify_one();
+                (taking.tally.lock().end(), Instant::now() + taking.config.lease)
+            });
+            if end <= taking.tally.lock().begin() || deadline <= Instant::now() {
+                return;
             }
         }
+        let holds = taking.may_write();
+        let (upto, batch) = taking.tally.lock().next(BATCH, holds);
+        if batch.is_empty() {
+            tokio::select! {
+                () = taking.due.notified() => {}
+                () = stop.cancelled(), if last.is_none() => {}
+                () = until(last.map(|(_, deadline)| deadline)) => {}
+            }
+            continue;
+        }
         // The lease may have ended since: then the next holder writes the same, and once.
-        let receipts = tokio::select! {
-            receipts = taking.node.append(batch) => receipts,
-            () = stop.cancelled() => return,
-        };
+        let receipts = taking.node.append(batch).await;
         match counted(&receipts) {
             Ok((taken, duplicates, refused)) => {
                 let mut tally = taking.tally.lock();
@@ -63,6 +73,14 @@ pub(super) async fn write(taking: Arc<TakeIn>, stop: CancellationToken) {
                 }
             }
         }
+    }
+}
+
+/// Never, where there is no deadline.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -35,7 +35,7 @@ async fn log_of(api: &Api, channel: &str, number: usize) -> Vec<Value> {
 #[tokio::test]
 async fn two_equal_messages_in_a_row_are_two_events() {
     let redis = PrivateRedis::start().await;
-    let (_gateway, api) = holder(&redis, "").await;
+    let (gateway, api) = holder(&redis, "").await;
     for payload in ["1", "1", "1", "{\"a\": 1}", "bare"] {
         publish(&redis, "room.42", payload).await;
     }
@@ -46,6 +46,9 @@ async fn two_equal_messages_in_a_row_are_two_events() {
     assert_eq!(all, [json!(1), json!(1), json!(1), json!({ "a": 1 }), json!("bare")]);
     api.until_metric("crossfade_legacy_messages_total{outcome=\"taken\"}", 6.0).await;
     api.until_metric("crossfade_legacy_backlog", 0.0).await;
+    assert_eq!(gateway.stop().await, 0);
+    let lease = redis::cmd("EXISTS").arg("crossfade-legacy:lease").clone();
+    assert_eq!(redis.0.run::<usize>(&lease).await.unwrap(), 0, "the next one need not wait");
 }
 
 #[tokio::test]
