@@ -28,7 +28,7 @@ use crate::{
     auth::{Identity, Scope},
     legacy::{
         Place, Side, Upstream, UpstreamError,
-        route::{Unplaced, resume},
+        route::{Unplaced, name_of, resume},
         shadow::{self, Slot},
         upstream::headers::Sender,
     },
@@ -90,6 +90,9 @@ async fn placed(
     let issued = issued.filter(|_| user.is_none()).map(|id| cookie(id, edge.speaks_tls()));
     let mut response = match (side, edge.legacy.upstream()) {
         (Side::Upstream | Side::Shadow, Some(upstream)) => {
+            if let Ok(channels) = &channels {
+                named_as_there(edge, &mut request, channels).await;
+            }
             let compared = channels.ok().filter(|_| side == Side::Shadow);
             let slot = compared.and_then(|channels| edge.legacy.shadow().slot(channels));
             pass(edge, upstream, request, slot).await
@@ -108,6 +111,18 @@ async fn placed(
         response.headers_mut().append(header::SET_COOKIE, issued);
     }
     response
+}
+
+/// A browser that comes back from the gateway's side says which event it had last as the old server
+/// would.
+async fn named_as_there(edge: &Edge, request: &mut Request, channels: &[Channel]) {
+    let last = request.headers().get(LAST_EVENT_ID).and_then(|last| last.to_str().ok());
+    let Some(last) = last else { return };
+    if let Ok(Some(name)) = name_of(&edge.floor.node, channels, last).await
+        && let Ok(name) = HeaderValue::from_str(name.as_str())
+    {
+        request.headers_mut().insert(LAST_EVENT_ID, name);
+    }
 }
 
 /// The same request as one to `/events`.

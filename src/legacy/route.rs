@@ -207,6 +207,27 @@ pub async fn resume(
     }))
 }
 
+/// What the old server calls the last event of a browser that comes back from the gateway's side with
+/// the gateway's own position. None where it has no name there, or where the browser holds the old
+/// server's own.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub async fn name_of(
+    node: &Node,
+    channels: &[Channel],
+    last: &str,
+) -> Result<Option<MessageId>, BrokerError> {
+    let (Ok(Positions::One(position)), [channel]) = (last.parse::<Positions>(), channels) else {
+        return Ok(None);
+    };
+    let before = Range::After(position.offset.saturating_sub(1));
+    let slice = node.read(channel, before, 1).await?;
+    let found = slice.events.into_iter().find(|(offset, _)| *offset == position.offset);
+    let id = found.filter(|_| slice.epoch == position.epoch).map(|(_, event)| event.id);
+    Ok(id.filter(|id| !id.is_made()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

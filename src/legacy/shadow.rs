@@ -4,18 +4,18 @@
 //! A number of streams is read as they pass, without being held up: what cannot be kept up with is
 //! left out, and said so. The comparison itself is [`compare`](super::compare)'s.
 
+mod overheard;
+mod report;
+
 use std::{
-    collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::body::{Body, Bytes};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,6 +25,11 @@ use tokio::{
 };
 use tracing::debug;
 
+use self::report::{ChannelFigures, Figures};
+pub use self::{
+    overheard::{Held, Overheard},
+    report::Report,
+};
 use super::{
     Bounds, Impossible, JsonPath,
     compare::{Comparer, Finding, Kind, PATIENCE, Seen},
@@ -79,10 +84,6 @@ const STREAMS_MAX: usize = 1000;
 const PIECES: usize = 1024;
 /// Events of a channel's past that an old server may send to whoever comes.
 const PAST: usize = 256;
-/// Channels with figures of their own. The others are counted together.
-const CHANNELS: usize = 1000;
-/// Findings of one kind and channel that are shown.
-const SAMPLES: usize = 5;
 /// Characters of an event that are shown.
 const SHOWN: usize = 200;
 
@@ -171,164 +172,6 @@ impl Shadow {
             self.node.metrics().legacy.compared(kind.as_str());
             figures.of(channel.unwrap_or(name)).add(kind, seen);
         }
-    }
-}
-
-/// What comparing has found on one node.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Which.
-    node: Arc<str>,
-    /// Since when, in milliseconds since 1970.
-    since: u64,
-    /// Streams that are being compared.
-    comparing: usize,
-    /// Streams that were, or are.
-    streams: u64,
-    /// Streams that came while as many as may be were being compared.
-    streams_not_compared: u64,
-    /// Nothing was lost, doubled, late, reordered or different.
-    clean: bool,
-    /// By channel. A stream of several that says not which goes by all their names.
-    channels: BTreeMap<String, ChannelFigures>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Figures {
-    compared: u64,
-    not_compared: u64,
-    channels: BTreeMap<String, ChannelFigures>,
-}
-
-impl Figures {
-    fn of(&mut self, channel: &str) -> &mut ChannelFigures {
-        let known = self.channels.contains_key(channel) || self.channels.len() < CHANNELS;
-        self.channels.entry(if known { channel } else { "(others)" }.to_owned()).or_default()
-    }
-}
-
-/// What was found in one channel.
-#[derive(Clone, Debug, Serialize)]
-struct ChannelFigures {
-    #[serde(flatten)]
-    counts: BTreeMap<&'static str, u64>,
-    /// Some of what was found beside what matched.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    samples: BTreeMap<&'static str, Vec<Sample>>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Sample {
-    /// When it was found, in milliseconds since 1970.
-    at: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
-    data: String,
-}
-
-impl Default for ChannelFigures {
-    fn default() -> Self {
-        let counts = Kind::ALL.map(|kind| (kind.as_str(), 0)).into_iter().collect();
-        Self { counts, samples: BTreeMap::new() }
-    }
-}
-
-impl ChannelFigures {
-    fn add(&mut self, kind: Kind, Seen { id, data, .. }: Seen) {
-        *self.counts.entry(kind.as_str()).or_default() += 1;
-        if kind == Kind::Matched {
-            return;
-        }
-        let samples = self.samples.entry(kind.as_str()).or_default();
-        if SAMPLES <= samples.len() {
-            samples.remove(0);
-        }
-        samples.push(Sample { at: unix_ms(), id, data });
-    }
-
-    fn is_clean(&self) -> bool {
-        let bad = [Kind::Lost, Kind::Doubled, Kind::Late, Kind::Reordered, Kind::Different];
-        bad.iter().all(|kind| self.counts.get(kind.as_str()).is_none_or(|count| *count == 0))
-    }
-}
-
-/// A body, and something that is held as long as it lasts.
-#[derive(Debug)]
-pub struct Held<T> {
-    body: Body,
-    _held: T,
-}
-
-impl<T> Held<T> {
-    /// Holds it.
-    pub fn new(body: Body, held: T) -> Self {
-        Self { body, _held: held }
-    }
-}
-
-impl<T: Unpin> HttpBody for Held<T> {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A stream that passes, and is listened to.
-#[derive(Debug)]
-pub struct Overheard<T> {
-    body: Held<T>,
-    pieces: mpsc::Sender<(Instant, Bytes)>,
-}
-
-impl<T> Overheard<T> {
-    /// Listens from here on.
-    pub fn new(body: Body, slot: Slot, held: T) -> Self {
-        let (pieces, inbox) = mpsc::channel(PIECES);
-        let stage = slot.shadow.stage.clone();
-        stage.spawn("legacy-shadow", Box::pin(compare(slot, inbox)));
-        Self { body: Held::new(body, held), pieces }
-    }
-}
-
-impl<T: Unpin> HttpBody for Overheard<T> {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(piece) = frame.data_ref()
-            && let Err(mpsc::error::TrySendError::Full(_)) =
-                self.pieces.try_send((Instant::now(), piece.clone()))
-        {
-            // Nothing is compared any more that has a hole of our own making.
-            self.pieces = mpsc::channel(1).0;
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -3,41 +3,31 @@
 //! Nothing is gathered in either direction, so an event of a stream is with the browser at once. What
 //! is dropped on one side is dropped on the other. It knows nothing of routes and sides.
 
+mod bodies;
 mod dial;
 pub mod headers;
 
-use std::{
-    error::Error as _,
-    fmt, io,
-    pin::Pin,
-    str::FromStr,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error::Error as _, fmt, io, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     http::{Request, Response, StatusCode, Uri, Version, header, uri::Authority},
 };
-use hyper::{
-    body::{Body as HttpBody, Frame, SizeHint},
-    upgrade::OnUpgrade,
-};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::{
     client::legacy::Client,
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioTimer},
 };
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::AsyncWriteExt as _,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::Semaphore, time::timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use self::{dial::Dial, headers::Sender};
+pub use self::bodies::Tunnel;
+use self::{
+    bodies::{Passing, Sending, Watch},
+    dial::Dial,
+    headers::Sender,
+};
 use super::{LegacyConfig, LegacyError};
 use crate::{metrics::Metrics, node::Node};
 
@@ -182,7 +172,7 @@ impl Upstream {
         let tunnel = match ours {
             Some(ours) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
                 let theirs = parts.extensions.remove::<OnUpgrade>();
-                theirs.map(|theirs| Tunnel { ours, theirs, place: None })
+                theirs.map(|theirs| Tunnel::new(ours, theirs))
             }
             _ => None,
         };
@@ -198,7 +188,7 @@ impl Upstream {
                 tunnel: None,
             });
         };
-        tunnel.place = Some(place);
+        tunnel.hold(place);
         let response = Response::from_parts(parts, Body::empty());
         Ok(Answer { response, stream: false, tunnel: Some(tunnel) })
     }
@@ -237,10 +227,10 @@ impl Upstream {
     ) -> Result<Response<hyper::body::Incoming>, UpstreamError> {
         tokio::pin!(answer);
         loop {
-            let deadline = *watch.0.lock() + self.timeout;
+            let deadline = watch.last() + self.timeout;
             match timeout_at(deadline, &mut answer).await {
                 Ok(answered) => return answered.map_err(|err| UpstreamError::of(&self.url, &err)),
-                Err(_) if deadline < *watch.0.lock() + self.timeout => {}
+                Err(_) if deadline < watch.last() + self.timeout => {}
                 Err(_) => return Err(UpstreamError::Silent { within: self.timeout }),
             }
         }
@@ -322,119 +312,6 @@ impl UpstreamError {
             Self::Broken { .. } => "broken",
             Self::Loop { .. } => "loop",
             Self::Full => "full",
-        }
-    }
-}
-
-/// When something of the request went out last.
-struct Watch(Arc<Mutex<Instant>>);
-
-/// A request's body on its way.
-#[derive(Debug)]
-struct Sending {
-    body: Body,
-    moved: Arc<Mutex<Instant>>,
-}
-
-impl Sending {
-    fn new(body: Body) -> (Self, Watch) {
-        let moved = Arc::new(Mutex::new(Instant::now()));
-        (Self { body, moved: Arc::clone(&moved) }, Watch(moved))
-    }
-}
-
-impl HttpBody for Sending {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_ready() {
-            *self.moved.lock() = Instant::now();
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// An answer's body on its way. Dropped, it takes the connection to the old server with it.
-struct Passing {
-    body: hyper::body::Incoming,
-    ends: Option<Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Passing {
-    fn new(
-        body: hyper::body::Incoming,
-        ends: Option<CancellationToken>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
-        let ends = ends.map(|ends| Box::pin(ends.cancelled_owned()));
-        Self { body, ends, _place: place }
-    }
-}
-
-impl HttpBody for Passing {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending if self.ends.as_mut().is_some_and(|e| e.as_mut().poll(cx).is_ready()) => {
-                Poll::Ready(None)
-            }
-            polled => polled,
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A connection that was upgraded on both sides: a WebSocket of the old server's.
-#[derive(Debug)]
-pub struct Tunnel {
-    ours: OnUpgrade,
-    theirs: OnUpgrade,
-    place: Option<OwnedSemaphorePermit>,
-}
-
-impl Tunnel {
-    /// Carries bytes both ways until one side ends or `stop` is cancelled.
-    pub async fn carry(self, stop: &CancellationToken) {
-        let Self { ours, theirs, place: _place } = self;
-        let carried = async {
-            let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) else { return };
-            let (mut from_us, mut to_us) = tokio::io::split(TokioIo::new(ours));
-            let (mut from_them, mut to_them) = tokio::io::split(TokioIo::new(theirs));
-            // No WebSocket is half open: who has gone from one side goes from the other.
-            tokio::select! {
-                _ = tokio::io::copy(&mut from_us, &mut to_them) => drop(to_them.shutdown().await),
-                _ = tokio::io::copy(&mut from_them, &mut to_us) => drop(to_us.shutdown().await),
-            }
-        };
-        tokio::select! {
-            () = carried => {}
-            () = stop.cancelled() => {}
         }
     }
 }

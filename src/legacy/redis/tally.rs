@@ -22,11 +22,11 @@ use crate::{
         Bounds, JsonPath,
         pattern::{Glob, Template},
     },
-    protocol::{Channel, Data, Draft, MessageId, id::TEXT_ID},
+    protocol::{
+        Channel, Data, Draft, MessageId,
+        id::{MADE_ID, TEXT_ID},
+    },
 };
-
-/// What every id begins with that was made here.
-const MADE_ID: &str = "legacy:";
 
 /// What a message of a Redis channel becomes.
 #[derive(Debug)]

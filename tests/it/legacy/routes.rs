@@ -113,6 +113,25 @@ async fn who_may_not_read_a_channel_may_not_read_it_by_another_name() {
 }
 
 #[tokio::test]
+async fn who_comes_back_to_the_old_server_names_its_last_event_as_that_does() {
+    let redis = PrivateRedis::start().await;
+    let old = OldServer::start(&redis).await;
+    let gateway = TestGateway::with(|config| {
+        placed(config, &old, Side::Upstream);
+        config.legacy.route = vec![route("/echo/{room}", &["room:{room}"])];
+    })
+    .await;
+    let api = Api::of(gateway.addr);
+    let event = json!({ "channel": "room:42", "id": "m-7", "data": 7 });
+    let position = api.post("/api/publish", event).await.1["position"].as_str().unwrap().to_owned();
+    for (last, named) in [(&*position, "m-7"), ("m-5", "m-5"), ("1700-1", "1700-1")] {
+        let headers = [("last-event-id", last)];
+        let mut echo = Raw::send(gateway.addr, "GET /echo/42 HTTP/1.1\r\n", &headers).await;
+        echo.until(&format!("\"last-event-id\":\"{named}\"")).await;
+    }
+}
+
+#[tokio::test]
 async fn only_the_stream_changes_sides() {
     let redis = PrivateRedis::start().await;
     let old = OldServer::start(&redis).await;
