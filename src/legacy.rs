@@ -6,6 +6,7 @@
 //! is asked of [`Sides`]; who somebody is, and what they may do, is not known here.
 
 pub mod compare;
+pub mod passengers;
 pub mod pattern;
 mod payload;
 pub mod redis;
@@ -19,6 +20,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    passengers::{Passengers, Seat},
     payload::JsonPath,
     redis::{TakeIn, TakeInConfig},
     route::{Place, Route, RouteConfig},
@@ -169,6 +171,7 @@ pub struct Legacy {
     sides: Arc<dyn Sides>,
     redis: Option<Arc<TakeIn>>,
     shadow: Arc<Shadow>,
+    passengers: Arc<Passengers>,
 }
 
 impl Legacy {
@@ -188,7 +191,14 @@ impl Legacy {
         let redis = taking.map(|redis| TakeIn::start(redis, node, &limits, stage)).transpose()?;
         let shadow = Shadow::new(&config.shadow, id, node, &limits, stage);
         let routes = config.route.iter().cloned().map(Route::new).collect();
-        Ok(Self { upstream: upstream.transpose()?, routes, sides, redis, shadow: Arc::new(shadow) })
+        Ok(Self {
+            upstream: upstream.transpose()?,
+            routes,
+            sides,
+            redis,
+            shadow: Arc::new(shadow),
+            passengers: Arc::default(),
+        })
     }
 
     /// The old server, if there is one.
@@ -209,6 +219,17 @@ impl Legacy {
     /// Whether this node hears what publishers PUBLISH, so that another one may be stopped.
     pub fn has_joined(&self) -> bool {
         self.redis.as_ref().is_none_or(|redis| redis.has_joined())
+    }
+
+    /// Those who have a stream of the old server's.
+    pub fn passengers(&self) -> &Arc<Passengers> {
+        &self.passengers
+    }
+
+    /// Ends streams of the old server's whose users are on the gateway's side by now, at most so many:
+    /// their browsers come back, to the gateway. How many it were.
+    pub fn move_over(&self, most: usize) -> usize {
+        self.passengers.let_off(most, |unit, groups| self.side(unit, groups) == Side::Gateway)
     }
 
     /// The comparison of both sides.

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     auth::{Identity, Scope},
     legacy::{
-        Place, Side, Upstream, UpstreamError,
+        Place, Seat, Side, Upstream, UpstreamError,
         route::{Unplaced, name_of, resume},
         shadow::{self, Slot},
         upstream::headers::Sender,
@@ -64,7 +64,7 @@ pub(super) async fn answer(edge: Edge, pages: Router, request: Request) -> Respo
         return Box::pin(placed(&edge, pages, request, place)).await;
     }
     match legacy.upstream() {
-        Some(upstream) => Box::pin(pass(&edge, upstream, request, None)).await,
+        Some(upstream) => Box::pin(pass(&edge, upstream, request, (None, None))).await,
         None => error::not_found(request.uri()).into_response(),
     }
 }
@@ -95,7 +95,9 @@ async fn placed(
             }
             let compared = channels.ok().filter(|_| side == Side::Shadow);
             let slot = compared.and_then(|channels| edge.legacy.shadow().slot(channels));
-            pass(edge, upstream, request, slot).await
+            let stop = edge.connections.stopping();
+            let seat = edge.legacy.passengers().board(unit, groups.to_vec(), stop);
+            pass(edge, upstream, request, (slot, Some(seat))).await
         }
         (Side::Gateway, _) | (_, None) => {
             if let Some(issued) = issued.clone() {
@@ -160,7 +162,7 @@ async fn pass(
     edge: &Edge,
     upstream: &Upstream,
     mut request: Request,
-    slot: Option<Slot>,
+    (slot, seat): (Option<Slot>, Option<Seat>),
 ) -> Response<Body> {
     let peer = request.extensions().get::<Peer>();
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
@@ -176,8 +178,8 @@ async fn pass(
         // What is compared has to be readable.
         request.headers_mut().remove(header::ACCEPT_ENCODING);
     }
-    let stop = edge.connections.stopping();
-    let answer = match upstream.pass(request, &sender, stop).await {
+    let stop = seat.as_ref().map_or(edge.connections.stopping(), Seat::leave).clone();
+    let answer = match upstream.pass(request, &sender, &stop).await {
         Ok(answer) => answer,
         Err(err) => return unanswered(&err, source),
     };
@@ -193,9 +195,8 @@ async fn pass(
     if let Some(lend) = &lend {
         lend.carries_a_client();
     }
-    let staying = Staying::new(edge, admission);
+    let staying = Staying::new(edge, admission, seat);
     if let Some(tunnel) = answer.tunnel {
-        let stop = stop.clone();
         edge.connections.spawn_client(Box::pin(async move {
             tunnel.carry(&stop).await;
             drop(staying);
@@ -213,13 +214,14 @@ async fn pass(
 struct Staying {
     streams: prometheus_client::metrics::gauge::Gauge,
     _admission: Admission,
+    _seat: Option<Seat>,
 }
 
 impl Staying {
-    fn new(edge: &Edge, admission: Admission) -> Self {
+    fn new(edge: &Edge, admission: Admission, seat: Option<Seat>) -> Self {
         let streams = edge.floor.node.metrics().legacy.streams.clone();
         streams.inc();
-        Self { streams, _admission: admission }
+        Self { streams, _admission: admission, _seat: seat }
     }
 }
 

@@ -186,14 +186,16 @@ async fn a_gateway_that_leads_back_to_itself_says_so() {
 async fn a_node_that_stops_ends_the_old_servers_streams_cleanly() {
     let redis = PrivateRedis::start().await;
     let old = OldServer::start(&redis).await;
-    let gateway = in_front_of(&old).await;
-    let mut stream = Raw::send(gateway.addr, "GET /stream/42 HTTP/1.1\r\n", &[]).await;
-    stream.until("event: hello").await;
-    assert_eq!(gateway.stop().await, 0);
-    // The last chunk, so that it looks like an end and not like a break.
-    stream.until("\r\n0\r\n\r\n").await;
-    let end = soon("the socket ends", stream.socket.read(&mut [0])).await;
-    assert_eq!(end.unwrap(), 0);
+    let known = TestGateway::with(|config| placed(config, &old, Side::Upstream)).await;
+    for gateway in [in_front_of(&old).await, known] {
+        let mut stream = Raw::send(gateway.addr, "GET /stream/42 HTTP/1.1\r\n", &[]).await;
+        stream.until("event: hello").await;
+        assert_eq!(gateway.stop().await, 0);
+        // The last chunk, so that it looks like an end and not like a break.
+        stream.until("\r\n0\r\n\r\n").await;
+        let end = soon("the socket ends", stream.socket.read(&mut [0])).await;
+        assert_eq!(end.unwrap(), 0);
+    }
 }
 
 #[tokio::test]
