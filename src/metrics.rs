@@ -155,7 +155,7 @@ pub struct CloseLabel {
 /// Why somebody was not let in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabel {
-    /// `sockets`, `node`, `ip`, `user`, `rate`, `origin`, `keys`: who did not come in. `nobody`, `token`,
+    /// `sockets`, `node`, `ip`, `user`, `rate`, `origin`, `keys`, `upstream`: who did not come in. `nobody`, `token`,
     /// `forbidden`, `frames`, `publishes`: who was refused something.
     pub reason: &'static str,
 }
