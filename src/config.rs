@@ -22,6 +22,7 @@ use crate::{
     cluster::ClusterConfig,
     connection::ConnectionConfig,
     http::ServerConfig,
+    legacy::{Impossible, LegacyConfig},
     node::{DedupConfig, NodeConfig},
     protocol::channel::{DEFAULT_NAMESPACE, RESERVED_NAMESPACE},
     rollout::RolloutConfig,
@@ -53,6 +54,8 @@ pub struct Config {
     pub connection: ConnectionConfig,
     /// How much a client or a publisher may ask for.
     pub limits: LimitsConfig,
+    /// The system that the gateway takes over from.
+    pub legacy: LegacyConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
 }
@@ -118,6 +121,7 @@ impl Default for Config {
             rollout: RolloutConfig::default(),
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
+            legacy: LegacyConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -230,7 +234,7 @@ impl Config {
             let key = format!("channels.{namespace}.history_age");
             at_least(&key, channel.history_age.unwrap_or(second), second)?;
         }
-        Ok(())
+        Ok(self.legacy.check(self.dedup.window)?)
     }
 }
 
@@ -274,6 +278,12 @@ pub struct ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}; {}", self.key, self.reason, self.remedy)
+    }
+}
+
+impl From<Impossible> for ConfigError {
+    fn from(Impossible { key, reason, remedy }: Impossible) -> Self {
+        Self { key, reason, remedy }
     }
 }
 

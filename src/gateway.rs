@@ -28,6 +28,10 @@ use crate::{
         accept::{self, Patience, TlsError},
         router,
     },
+    legacy::{
+        self, Legacy, LegacyError, Sides,
+        rolled::{self, Rolled},
+    },
     lifecycle::Lifecycle,
     memory,
     metrics::Metrics,
@@ -44,6 +48,7 @@ pub struct Gateway {
     auth: Arc<Auth>,
     node: Arc<Node>,
     rollouts: Rollouts,
+    legacy: Arc<Legacy>,
 }
 
 impl fmt::Debug for Gateway {
@@ -79,7 +84,8 @@ impl Gateway {
         };
         let (rollouts, news) = Rollouts::start(&node.store(), &place, &config.rollout, background)?;
         background.spawn("news", tell(news, background.stopping().clone()));
-        Ok(Self { config, lifecycle, listener, tls, auth, node, rollouts })
+        let legacy = Arc::new(legacy(&config, &node, &rollouts, &lifecycle)?);
+        Ok(Self { config, lifecycle, listener, tls, auth, node, rollouts, legacy })
     }
 
     /// Where it listens.
@@ -93,12 +99,14 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, auth, node, rollouts } = self;
+        let Self { config, lifecycle, listener, tls, auth, node, rollouts, legacy } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
         let RolloutConfig { drain, .. } = config.rollout;
+        let (taking, moved) = (Arc::clone(&legacy), rollouts.clone());
+        rolled::keep_moving(taking, moved, drain.rate, &lifecycle.connections);
         let (connection, limits) = (config.connection, config.limits);
         let floor = Floor::new(node, (auth, cluster), rollouts, connection, limits, stopping);
         let floor = Arc::new(floor);
@@ -120,6 +128,7 @@ impl Gateway {
             gate: Arc::clone(&gate),
             connections,
             draining: draining.clone(),
+            legacy,
         };
         let stage = lifecycle.listening.clone();
         let accepting = accept::accept(listener, tls, router(edge), gate, patience, stage);
@@ -157,6 +166,23 @@ fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Fe
             shared(PostgresBroker::connect(&config.broker.postgres, retentions, stage)?)
         }
     })
+}
+
+/// The system that is taken over from, and which of its users are on which side.
+fn legacy(
+    config: &Config,
+    node: &Arc<Node>,
+    rollouts: &Rollouts,
+    lifecycle: &Lifecycle,
+) -> Result<Legacy, LegacyError> {
+    let (rollouts, otherwise) = (rollouts.clone(), config.legacy.side);
+    let sides: Arc<dyn Sides> = Arc::new(Rolled { rollouts, otherwise });
+    let redis = config.broker.kind == BrokerKind::Redis;
+    let bounds = legacy::Bounds {
+        event_bytes: config.limits.event_bytes,
+        bells: redis.then(|| config.broker.redis.prefix.clone()),
+    };
+    Legacy::start(&config.legacy, sides, (node, bounds), &lifecycle.cluster)
 }
 
 fn shared((broker, feed): (impl Broker, Feed)) -> (Arc<dyn Broker>, Feed) {
@@ -205,6 +231,9 @@ pub enum GatewayError {
     /// The settings for Redis are impossible.
     #[error(transparent)]
     Redis(#[from] RedisConfigError),
+    /// The old system cannot be taken over from.
+    #[error(transparent)]
+    Legacy(#[from] LegacyError),
     /// The broker is not there.
     #[error(
         "the broker was not there within broker.start_timeout = {within:?}: {reason}; \

@@ -10,6 +10,7 @@ mod dashboard;
 mod error;
 mod events;
 mod gate;
+mod legacy;
 mod lend;
 mod migration;
 mod ofrep;
@@ -33,9 +34,9 @@ use std::{
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    extract::Request,
+    extract::{Request, State},
     middleware,
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -49,7 +50,7 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{connection::Floor, lifecycle::Stage};
+use crate::{connection::Floor, legacy::Legacy, lifecycle::Stage};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +123,8 @@ pub struct Edge {
     pub connections: Stage,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
+    /// The system that the gateway takes over from.
+    pub legacy: Arc<Legacy>,
 }
 
 impl Edge {
@@ -138,7 +141,7 @@ impl Edge {
 pub fn router(edge: Edge) -> Router {
     // Pages have no business with what orchestrators and Prometheus ask.
     let for_pages = Router::new()
-        .route("/", get(page::demo))
+        .route("/", any(page::demo))
         .route("/ws", get(websocket::open))
         .route("/events", get(events::open))
         .route("/events/{session}", post(events::ask))
@@ -158,8 +161,8 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/migration/{verb}/{component}", post(migration::order))
         .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
         .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))
+        .route("/api/migration/shadow", get(legacy::report))
         .method_not_allowed_fallback(error::method_not_allowed)
-        .fallback(error::not_found)
         // limits.body_bytes is the limit.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(edge.clone(), origin::guard));
@@ -168,5 +171,9 @@ pub fn router(edge: Edge) -> Router {
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))
         .method_not_allowed_fallback(error::method_not_allowed);
-    for_pages.merge(for_operators).with_state(edge)
+    let pages = for_pages.clone().with_state(edge.clone());
+    let unknown = move |State(edge): State<Edge>, request: Request| {
+        legacy::answer(edge, pages.clone(), request)
+    };
+    for_pages.merge(for_operators).fallback(unknown).with_state(edge)
 }

@@ -9,15 +9,15 @@
 //! for listening. What moves between masters ([`cluster`]) or is promoted ([`server`]) is followed.
 //! It knows nothing of who listens in this process.
 
-mod backoff;
+pub(crate) mod backoff;
 mod calls;
 mod cluster;
 mod config;
-mod dial;
+pub(crate) mod dial;
 mod ear;
 mod library;
 mod link;
-mod resp;
+pub(crate) mod resp;
 mod server;
 mod shard;
 mod store;

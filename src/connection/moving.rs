@@ -26,7 +26,7 @@ use crate::{
         DrainConfig,
         board::Standing,
         cohort::Cohort,
-        flag::TRANSPORT,
+        flag::{TAKEOVER, TRANSPORT},
         schedule::Stop,
         tally::{Tally, share},
         verdict::Unit,
@@ -42,6 +42,8 @@ struct Known {
     unit: Option<Box<str>>,
     /// It understands `migrate`.
     understands: bool,
+    /// It came to an old system's address, and goes back there when that one is rolled back.
+    old_address: bool,
     /// When it was asked last, and by which version of the rollout.
     asked: Option<(u64, Instant)>,
 }
@@ -49,11 +51,12 @@ struct Known {
 impl Mobility {
     /// By what a client says of itself.
     pub(super) fn new(about: About) -> Self {
-        let About { client, unit } = about;
+        let About { client, unit, old_address } = about;
         if client.is_none() && unit.is_none() {
             return Self(None);
         }
-        Self(Some(Box::new(Known { unit, understands: client.is_some(), asked: None })))
+        let understands = client.is_some();
+        Self(Some(Box::new(Known { unit, understands, old_address, asked: None })))
     }
 
     fn may_be_asked(&self, version: u64, again: Duration) -> bool {
@@ -61,6 +64,10 @@ impl Mobility {
             let rests = known.asked.is_some_and(|(by, at)| by == version && at.elapsed() < again);
             known.understands && !rests
         })
+    }
+
+    fn old_address(&self) -> bool {
+        self.0.as_ref().is_some_and(|known| known.old_address)
     }
 
     fn understands(&self) -> bool {
@@ -155,11 +162,12 @@ impl Mover {
     async fn survey(&mut self) {
         let flags = self.floor.rollouts.board.now();
         let standing = flags.get(TRANSPORT).cloned();
+        let takeover = flags.get(TAKEOVER).cloned();
         let forward = flags.cut_off.is_none_or(|since| since.elapsed() < CUT_OFF);
         let sessions = self.floor.sessions.iter();
         let clients: Vec<Arc<Client>> = sessions.flat_map(|clients| clients.to_vec()).collect();
         let epoch = self.floor.rollouts.meter.epoch();
-        let mut found = Found { forward, epoch, ..Found::default() };
+        let mut found = Found { forward, epoch, takeover, ..Found::default() };
         for piece in clients.chunks(PIECE) {
             for client in piece {
                 self.look_at(client, standing.as_deref(), &mut found);
@@ -169,7 +177,7 @@ impl Mover {
         self.floor.give_up_departed();
         let Found { mut tally, mut moves, users, .. } = found;
         // Who came over last goes back first.
-        let back = |a: &Move| a.to == "sse";
+        let back = |a: &Move| a.to != "websocket";
         moves
             .sort_unstable_by_key(|a| if back(a) { -i64::from(a.bucket) } else { a.bucket.into() });
         tally.id = self.floor.cluster.me().to_string();
@@ -200,6 +208,9 @@ impl Mover {
         tally.plain += u64::from(!is_new && !understands);
         let unit = desk.unit();
         let first = found.users.insert(self.hasher.hash_one(&unit.id));
+        if desk.mobility.old_address() {
+            return found.back_to_the_old(client, &unit, self.floor.rollouts.board.environment());
+        }
         let Some(Standing { flag, .. }) = standing else { return };
         self.floor.is_here(&mut desk, &unit, found.epoch);
         let verdict = flag.verdict(&unit, self.floor.rollouts.board.environment());
@@ -232,8 +243,10 @@ impl Mover {
     /// Asks as many as the pace allows by now.
     fn ask(&mut self) {
         let flags = self.floor.rollouts.board.now();
-        let Some(standing) = flags.get(TRANSPORT) else { return self.queue.clear() };
-        let turned_back = standing.flag.course.stop.is_some();
+        let stopped = |standing: &Arc<Standing>| standing.flag.course.stop.is_some();
+        let turned_back =
+            flags.get(TRANSPORT).is_some_and(stopped) || flags.get(TAKEOVER).is_some_and(stopped);
+        let version = flags.get(TRANSPORT).map_or(0, |standing| standing.flag.version);
         let rate = if turned_back { self.config.emergency_rate } else { self.config.rate };
         let share =
             share(&self.floor.rollouts.tallies.mine(), &self.floor.rollouts.tallies.others());
@@ -245,7 +258,13 @@ impl Mover {
             if desk.is_closed() || desk.superseded || desk.parting().is_some() {
                 continue;
             }
-            desk.mobility.asked(standing.flag.version);
+            if to == OLD {
+                desk.superseded = true;
+                drop(desk);
+                client.part(CloseCode::Draining.into());
+                continue;
+            }
+            desk.mobility.asked(version);
             let within = u64::try_from(self.config.within.as_millis()).unwrap_or(u64::MAX);
             let frame = ServerFrame::Migrate { transport: to, within, reason: reason.into() };
             client.send(&mut desk, &frame);
@@ -268,7 +287,26 @@ struct Found {
     forward: bool,
     /// What is counted in.
     epoch: Option<u64>,
+    /// The rollout that old addresses are taken over by.
+    takeover: Option<Arc<Standing>>,
 }
+
+impl Found {
+    /// A stream at an old address: its browser comes back by itself when it ends, and goes to the side
+    /// it belongs on then.
+    fn back_to_the_old(&mut self, client: &Arc<Client>, unit: &Unit, environment: &str) {
+        let Some(Standing { flag, .. }) = self.takeover.as_deref() else { return };
+        let verdict = flag.verdict(unit, environment);
+        let keeps = matches!(flag.course.stop, Some(Stop::Freeze | Stop::StopAndKeep));
+        if !verdict.new && !keeps {
+            let bucket = verdict.bucket.number();
+            self.moves.push(Move { client: Arc::downgrade(client), to: OLD, bucket });
+        }
+    }
+}
+
+/// Where streams at old addresses go back to.
+const OLD: &str = "legacy";
 
 /// So many a second, evenly.
 #[derive(Debug)]

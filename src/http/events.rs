@@ -16,6 +16,8 @@ use super::{
     Edge,
     error::{ApiError, read_body},
     gate::Refusal,
+    legacy::Issued,
+    legacy::OldAddress,
     lend::Lend,
     origin::Allowed,
 };
@@ -35,8 +37,10 @@ const HEAD: &str = "HTTP/1.1 200 OK\r\n\
     x-accel-buffering: no\r\n\
     connection: close\r\n";
 
-fn head(page: Option<&Allowed>) -> Bytes {
-    format!("{HEAD}{}\r\n", page.map(Allowed::head_lines).unwrap_or_default()).into()
+fn head(page: Option<&Allowed>, issued: Option<&Issued>) -> Bytes {
+    let page = page.map(Allowed::head_lines).unwrap_or_default();
+    let issued = issued.map(Issued::head_line).unwrap_or_default();
+    format!("{HEAD}{page}{issued}\r\n").into()
 }
 
 pub(super) async fn open(
@@ -50,7 +54,10 @@ pub(super) async fn open(
         return Err(ApiError::new(ErrorCode::MethodNotAllowed, message));
     }
     let query = request.uri().query().unwrap_or_default();
-    let asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    let mut asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    if let Some(OldAddress(unit)) = request.extensions().get::<OldAddress>() {
+        asked.about = About { client: None, unit: Some(unit.clone()), old_address: true };
+    }
     let identity = match edge.client(request.headers(), request.uri()).await {
         Err(TokenError::KeysUnavailable) => return Ok(Refusal::without_keys().into_stream()),
         identity => edge.required(identity?)?,
@@ -72,7 +79,8 @@ pub(super) async fn open(
     }
     if let Some(socket) = lend.take(&edge.connections) {
         let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked, arrival);
-        connection.write_first(head(request.extensions().get::<Allowed>()));
+        let (page, issued) = (request.extensions().get(), request.extensions().get());
+        connection.write_first(head(page, issued));
         run(&edge, connection);
     }
     // Goes nowhere: the HTTP stack has no socket any more and ends.

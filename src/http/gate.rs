@@ -262,6 +262,7 @@ pub(super) enum Reason {
     Rate,
     Origin,
     Keys,
+    Upstream,
 }
 
 impl Reason {
@@ -275,6 +276,7 @@ impl Reason {
             Self::Rate => "rate",
             Self::Origin => "origin",
             Self::Keys => "keys",
+            Self::Upstream => "upstream",
         }
     }
 }
@@ -300,6 +302,11 @@ impl Refusal {
         Self::new(Reason::Keys)
     }
 
+    /// While the old server, whose stream it would be, gives no answer.
+    pub(super) fn without_upstream() -> Self {
+        Self::new(Reason::Upstream)
+    }
+
     /// For a stream: an EventSource gives up for good on any status but 200, so it gets a stream
     /// that says when to come back and ends.
     pub(super) fn into_stream(self) -> Response {
@@ -319,6 +326,7 @@ impl Refusal {
             Reason::User => (ErrorCode::LimitExceeded, "you have too many clients here"),
             Reason::Rate => (ErrorCode::LimitExceeded, "your address opens clients too fast"),
             Reason::Keys => (ErrorCode::Unavailable, "tokens cannot be verified now"),
+            Reason::Upstream => (ErrorCode::BadGateway, "the old server gives no answer"),
             Reason::Node | Reason::Sockets | Reason::Origin => {
                 (ErrorCode::NodeFull, "this node has as many clients as it may")
             }

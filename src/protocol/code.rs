@@ -55,11 +55,15 @@ pub enum ErrorCode {
     NodeFull,
     /// The broker cannot take or answer it now; not known to be stored, so repeat it with the same id.
     Unavailable,
+    /// The server behind the gateway cannot be reached, or its answer is none.
+    BadGateway,
+    /// The server behind the gateway did not answer in time.
+    GatewayTimeout,
 }
 
 impl ErrorCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::Malformed,
         Self::UnknownType,
         Self::ChannelInvalid,
@@ -84,6 +88,8 @@ impl ErrorCode {
         Self::Refused,
         Self::NodeFull,
         Self::Unavailable,
+        Self::BadGateway,
+        Self::GatewayTimeout,
     ];
 
     /// As it stands on the wire.
@@ -113,6 +119,8 @@ impl ErrorCode {
             Self::Refused => "refused",
             Self::NodeFull => "node_full",
             Self::Unavailable => "unavailable",
+            Self::BadGateway => "bad_gateway",
+            Self::GatewayTimeout => "gateway_timeout",
         }
     }
 
@@ -135,7 +143,9 @@ impl ErrorCode {
             Self::TooLarge => 413,
             Self::Refused => 422,
             Self::LimitExceeded => 429,
+            Self::BadGateway => 502,
             Self::NodeFull | Self::Unavailable => 503,
+            Self::GatewayTimeout => 504,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{Channel, Event, Position, Positions, ServerFrame, rfc6455};
+use super::{Channel, Event, Position, Positions, ServerFrame, event::bare_text, rfc6455};
 
 /// How a reader wants its events written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,11 @@ impl Encoded {
                 let json = to_json(&Envelope::new(channel, position, event));
                 Self::block(position, event, &json)
             }
-            WireFormat::SseRaw => Self::block(position, event, event.data.as_str()),
+            WireFormat::SseRaw => match bare_text(&event.id, &event.data) {
+                // A line of data for each line of text.
+                Some(text) => Self::block(position, event, &data_lines(&text)),
+                None => Self::block(position, event, event.data.as_str()),
+            },
         }
     }
 
@@ -74,6 +78,10 @@ impl Encoded {
         let _ = write!(text, "data: {data}\n\n");
         Self { bytes: text.into(), id_line }
     }
+}
+
+fn data_lines(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n").replace('\n', "\ndata: ")
 }
 
 /// An SSE `id:` line.
@@ -189,6 +197,23 @@ mod tests {
         );
         assert_eq!(encoded.bytes, format!("id: z-18\nevent: created\ndata: {json}\n\n"));
         assert_eq!(encoded.without_id(), format!("event: created\ndata: {json}\n\n"));
+    }
+
+    #[test]
+    fn a_text_that_was_sent_bare_is_shown_bare_on_a_raw_stream() {
+        let event = Event {
+            id: format!("{}x", super::super::id::TEXT_ID).parse().unwrap(),
+            name: None,
+            data: Data::lenient("hello\r\nyou"),
+            time: 0,
+        };
+        let written = |format| {
+            let position = Position::new(Epoch::new(35), 18);
+            let bytes = Encoded::event(&"a".parse().unwrap(), position, &event, format).bytes;
+            String::from_utf8(bytes.to_vec()).unwrap()
+        };
+        assert_eq!(written(WireFormat::SseRaw), "id: z-18\ndata: hello\ndata: you\n\n");
+        assert!(written(WireFormat::Sse).contains(r#""data":"hello\r\nyou""#));
     }
 
     #[test]

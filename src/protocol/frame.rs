@@ -101,6 +101,8 @@ pub struct About {
     pub client: Option<Box<str>>,
     /// An id of its own that outlives the session, for rollouts where there is no user.
     pub unit: Option<Box<str>>,
+    /// It came to an address of the system before this one. Nobody says so: it is seen.
+    pub old_address: bool,
 }
 
 /// Bytes of what a client says of itself.
@@ -111,7 +113,7 @@ impl About {
     pub fn new(client: Option<&str>, unit: Option<&str>) -> Self {
         let cut = |text: &str| Box::from(&text[..text.floor_char_boundary(ABOUT_BYTES)]);
         let said = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(cut);
-        Self { client: said(client), unit: said(unit) }
+        Self { client: said(client), unit: said(unit), old_address: false }
     }
 }
 

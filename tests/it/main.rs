@@ -9,6 +9,7 @@ mod delivery;
 mod edge;
 mod fixtures;
 mod layers;
+mod legacy;
 mod outage;
 mod presence;
 mod reference;

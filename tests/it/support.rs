@@ -3,8 +3,10 @@
 pub(crate) mod client;
 pub(crate) mod eventually;
 pub(crate) mod gateway;
+pub(crate) mod old;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod raw;
 pub(crate) mod redis;
 pub(crate) mod traveller;
 
