@@ -257,9 +257,10 @@ test("4 the gateway serves the stream, while events flow", { timeout: 120_000 },
 
 test("and back, as the page says", { timeout: 120_000 }, async () => {
   const before = await opened();
-  const back = `sed -i 's/^side = .*/side = "upstream"/' crossfade.toml`;
-  await shell.run({ command: back, output: [] });
-  await shell.run({ command: `restart ${ports["8081"]}; restart ${ports["8080"]}`, output: [] });
+  const back = 'crossfade rollout rollback legacy-takeover --reason "to see the way back"';
+  const said =
+    'legacy-takeover  legacy -> gateway  0 %  rolled back, drain-back  version 3  "to see the way back"';
+  await shell.run({ command: back, output: [said] });
   await reopened(before);
   await live("with the old server again");
 });
