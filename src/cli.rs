@@ -1,6 +1,7 @@
 //! The command line: `serve`, `check`, `publish`, `tail`, `rollout`, `token`. Thin; `publish`, `tail` and
 //! `rollout` are clients of a running gateway and know of it what any client does.
 
+mod demo;
 mod publish;
 mod rollout;
 mod tail;
@@ -44,6 +45,8 @@ enum Command {
     Tail(tail::TailArgs),
     /// Move users from an old side to a new one, and back.
     Rollout(Box<rollout::RolloutArgs>),
+    /// Run a gateway with simulated users and a rollout, to watch it on the dashboard.
+    Demo(demo::DemoArgs),
     /// Make a token for development.
     Token(Box<token::TokenArgs>),
 }
@@ -69,6 +72,7 @@ impl Cli {
             Command::Publish(args) => publish::run(args).await,
             Command::Tail(args) => tail::run(args).await,
             Command::Rollout(args) => rollout::run(*args).await,
+            Command::Demo(args) => demo::run(args).await,
             Command::Token(args) => token::run(*args),
         }
     }
