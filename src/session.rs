@@ -187,6 +187,11 @@ impl<L> Session<L> {
         self.subscriptions.iter_mut().find(|subscription| subscription.channel == *channel)
     }
 
+    /// How many channels it reads.
+    pub fn reads_many(&self) -> usize {
+        self.subscriptions.len()
+    }
+
     /// All that it reads.
     pub fn subscriptions(&mut self) -> impl Iterator<Item = &mut Subscription<L>> {
         self.subscriptions.iter_mut()

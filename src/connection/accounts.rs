@@ -42,6 +42,8 @@ struct Departure {
     at: Instant,
     /// We ended the connection.
     ours: bool,
+    /// It was shown somewhere.
+    shown: bool,
 }
 
 /// A session that comes back later than this has left in between.
@@ -85,18 +87,19 @@ impl Floor {
 
     /// A client's connection has ended.
     pub(super) fn departed(&self, client: &Client, code: CloseCode) {
-        let desk = client.desk();
+        let mut desk = client.desk();
         let account = &desk.account;
         if account.epoch == 0 || self.rollouts.meter.epoch() != Some(account.epoch) {
             return;
         }
         let (unit, session, epoch) = (desk.unit(), desk.member(), account.epoch);
         let for_good = account.left || desk.superseded || code == CloseCode::Moved;
+        let shown = desk.session.subscriptions().any(|one| one.link.entered.is_some());
         drop(desk);
         if for_good {
             return self.rollouts.meter.record(&unit, Fact::Left);
         }
-        let departure = Departure { unit, epoch, at: Instant::now(), ours: is_ours(code) };
+        let departure = Departure { unit, epoch, at: Instant::now(), ours: is_ours(code), shown };
         let forgotten = {
             let mut departed = self.departures.0.lock();
             departed.order.push_back((departure.at, session));
@@ -110,8 +113,13 @@ impl Floor {
     pub(super) fn came_back(&self, session: MemberId, by_plan: bool) {
         let departure = self.departures.0.lock().by_session.remove(&session);
         let Some(departure) = departure else { return };
-        if !by_plan && !departure.ours && departure.at.elapsed() < COMES_BACK {
+        let away = departure.at.elapsed();
+        if !by_plan && !departure.ours && away < COMES_BACK {
             self.rollouts.meter.record(&departure.unit, Fact::Interrupted);
+            // The others were told that it had left.
+            if departure.shown && self.cluster.config().presence_grace < away {
+                self.rollouts.meter.record(&departure.unit, Fact::Flapped);
+            }
         }
         self.forget([departure]);
     }

@@ -213,6 +213,13 @@ impl Client {
         self.desk.lock()
     }
 
+    /// Bytes that are kept for the client, the kernel's not counted.
+    pub(super) fn accounted(&self, desk: &Desk) -> u64 {
+        let rest: usize = desk.rest.iter().map(Bytes::len).sum();
+        let subscriptions = desk.session.reads_many() * size_of::<Subscription<Link>>();
+        (size_of::<Self>() + rest + subscriptions) as u64
+    }
+
     /// Puts a frame behind what is written already.
     pub(super) fn send(&self, desk: &mut Desk, frame: &ServerFrame) {
         let moves = matches!(frame, ServerFrame::Welcome { .. } | ServerFrame::Reset { .. });

@@ -27,6 +27,7 @@ use crate::{
         board::Standing,
         cohort::Cohort,
         flag::{TAKEOVER, TRANSPORT},
+        measure::Fact,
         schedule::Stop,
         tally::{Tally, share},
         verdict::Unit,
@@ -104,6 +105,7 @@ pub struct Mover {
     queue: VecDeque<Move>,
     pace: Pace,
     asked: u64,
+    surveys: u64,
 }
 
 #[derive(Debug)]
@@ -115,6 +117,9 @@ struct Move {
 
 /// How often a look is taken at who is where, beside each change of the rollout.
 const SURVEY: Duration = Duration::from_secs(1);
+
+/// Every so many looks it is seen how much memory clients take.
+const WEIGHED: u64 = 30;
 
 /// How often some are asked.
 const TICK: Duration = Duration::from_millis(50);
@@ -135,6 +140,7 @@ impl Mover {
             queue: VecDeque::new(),
             pace: Pace::default(),
             asked: 0,
+            surveys: 0,
         }
     }
 
@@ -168,6 +174,8 @@ impl Mover {
         let clients: Vec<Arc<Client>> = sessions.flat_map(|clients| clients.to_vec()).collect();
         let epoch = self.floor.rollouts.meter.epoch();
         let mut found = Found { forward, epoch, takeover, ..Found::default() };
+        self.surveys += 1;
+        found.weighs = self.surveys % WEIGHED == 0;
         for piece in clients.chunks(PIECE) {
             for client in piece {
                 self.look_at(client, standing.as_deref(), &mut found);
@@ -213,6 +221,10 @@ impl Mover {
         }
         let Some(Standing { flag, .. }) = standing else { return };
         self.floor.is_here(&mut desk, &unit, found.epoch);
+        if first && found.weighs {
+            let bytes = client.accounted(&desk);
+            self.floor.rollouts.meter.record(&unit, Fact::Memory { bytes });
+        }
         let verdict = flag.verdict(&unit, self.floor.rollouts.board.environment());
         tally.users_new += u64::from(first && verdict.new);
         tally.users_control += u64::from(first && verdict.cohort == Cohort::Control);
@@ -287,6 +299,8 @@ struct Found {
     forward: bool,
     /// What is counted in.
     epoch: Option<u64>,
+    /// Whether it is looked at how much memory clients take.
+    weighs: bool,
     /// The rollout that old addresses are taken over by.
     takeover: Option<Arc<Standing>>,
 }
