@@ -65,6 +65,32 @@ test("a loop gets the events that come while it works", async () => {
   c.close();
 });
 
+test("a loop that is too slow gets what was held, and learns that there was more", async () => {
+  const c = client();
+  const events = c.channel("a").events({ buffer: 2 });
+  socket().serve();
+  for (const offset of [1, 2, 3]) socket().event("a", offset);
+  expect(await events.next()).toMatchObject({ value: { data: 1 } });
+  expect(await events.next()).toMatchObject({ value: { data: 2 } });
+  await expect(events.next()).rejects.toMatchObject({ code: "too_slow" });
+  expect(await events.next()).toEqual({ done: true, value: undefined });
+  expect(socket().said.filter(({ type }) => type === "unsubscribe")).toHaveLength(1);
+  c.close();
+});
+
+test("a loop that waits is woken, and ended from outside", async () => {
+  const c = client();
+  const events = c.channel("a").events();
+  socket().serve();
+  const waiting = events.next();
+  socket().event("a", 7);
+  expect(await waiting).toMatchObject({ value: { data: 7 } });
+  const end = events.next();
+  await events.return?.();
+  expect(await end).toEqual({ done: true, value: undefined });
+  c.close();
+});
+
 test("a publish resolves with its place, or fails with the gateway's reason", async () => {
   const c = client();
   const channel = c.channel("a");

@@ -1,16 +1,7 @@
 /** The wire as protocol/fixtures has it, which the gateway's tests read too. */
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import {
-  type ClientFrame,
-  isChannelName,
-  readPosition,
-  readPositions,
-  reconnects,
-  type ServerFrame,
-  writePositions,
-} from "../src/protocol.js";
-import { blocks, frameOf } from "../src/sse.js";
+import { type ClientFrame, compare, isChannelName, reconnects } from "../src/protocol.js";
 import type { Happening } from "../src/state.js";
 import { World } from "./world.js";
 
@@ -29,29 +20,17 @@ test("channel names", () => {
 });
 
 test("positions", () => {
-  const { good, bad, streams } = fixture("positions");
-  for (const { text, epoch, offset } of good) expect(readPosition(text)).toEqual({ epoch, offset });
-  for (const text of bad) expect(readPosition(text), text).toBeUndefined();
-  for (const { channels, text, positions } of streams) {
-    expect(Object.fromEntries(readPositions(text, channels))).toEqual(positions);
-    expect(writePositions(channels, (name) => positions[name])).toBe(text);
+  for (const { text, epoch, offset } of fixture("positions").good) {
+    expect(compare(text, text)).toBe("held");
+    expect(compare(undefined, text)).toBe("ahead");
+    expect(compare(text, `${epoch}-${offset + 2}`)).toBe("ahead");
+    expect(compare(`${epoch}x-${offset}`, text)).toBe("foreign");
   }
 });
 
 test("close codes", () => {
   for (const { code, reconnect } of [...fixture("closes"), ...later.closes]) {
     expect(reconnects(code), code).toBe(reconnect);
-  }
-});
-
-describe("what a stream carries is what a WebSocket carries", () => {
-  for (const [name, { frame, sse }] of Object.entries<{ frame: ServerFrame; sse?: string }>(
-    fixture("server-frames"),
-  )) {
-    test.skipIf(!sse)(name, () => {
-      const [block] = blocks()(sse ?? "");
-      expect(block && frameOf(block)).toEqual(frame);
-    });
   }
 });
 

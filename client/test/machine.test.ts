@@ -94,7 +94,7 @@ describe("falling back", () => {
 
   test("a page that knows WebSockets do not get through begins with SSE", () => {
     const w = new World();
-    w.state = { ...w.state, websocket: { ...w.state.websocket, failures: 1 } };
+    w.state.failures = 1;
     w.happen({ type: "want", channel: "a", wish: {} });
     w.run(1000);
     expect(opened(w).map((effect) => effect.transport)).toEqual(["sse"]);
@@ -346,10 +346,10 @@ describe("routes", () => {
     const w = new World();
     w.route = "silent";
     w.happen({ type: "want", channel: "a", wish: {} });
-    const route = { transport: "sse", url: "/stream", cohort: "old" } as const;
-    w.happen({ type: "route", ask: w.state.asking?.id ?? 0, route });
+    const route = { transport: "sse", url: "/stream", cohort: "control" } as const;
+    w.happen({ type: "fetched", ask: w.state.asked, route });
     w.run(600_000);
-    expect(opened(w).map(({ path }) => path)).toEqual(["/stream?channel=a"]);
+    expect(opened(w).map(({ path }) => path)).toEqual(["/stream?format=frames&channel=a"]);
   });
 });
 
