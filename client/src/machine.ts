@@ -79,7 +79,9 @@ export function step(state: State, input: Input): [State, Effect[]] {
 
 /** When `step` has to be called with a tick, if nothing else happens before. */
 export function deadline(state: State): number {
-  const moments = Object.values(state.alarms);
+  const { report, ...alarms } = state.alarms;
+  // A client that is closed has nothing to report, and keeps no process alive.
+  const moments = [...Object.values(alarms), state.phase === "connected" ? report : NEVER];
   for (const { dies, queue, paid, readyAt } of links(state)) {
     moments.push(dies, readyAt && queue.length ? paid + 1 : NEVER);
   }

@@ -127,6 +127,33 @@ test("the same name is the same channel, also after nobody listened", () => {
   c.close();
 });
 
+test("it asks for its route as the same one each time, or by its token, and keeps to the answer", async () => {
+  const kept = new Map<string, string>();
+  const storage = {
+    getItem: (key: string) => kept.get(key) ?? null,
+    setItem: (key: string, value: string) => void kept.set(key, value),
+    removeItem: (key: string) => void kept.delete(key),
+  };
+  const asked: [string, string | null][] = [];
+  const fetch = async (url: string, { headers }: { headers: Headers }) => {
+    asked.push([url, headers.get("authorization")]);
+    return new Response(JSON.stringify({ transport: "websocket", url: "/there" }));
+  };
+  const environment = { storage, fetch: fetch as never };
+  for (const options of [{}, {}, { token: "t" }]) {
+    const c = client({ ...options, transport: "auto", environment });
+    c.connect();
+    await expect.poll(() => socket()?.url).toBe("ws://gateway/rt/there");
+    socket().readyState = 1;
+    socket().onopen();
+    const unit = kept.get("crossfade:unit");
+    expect(socket().said).toMatchObject([{ type: "connect", client: "web/0.1.0", unit }]);
+    c.close();
+  }
+  const mine = [`http://gateway/rt/api/route?client=${kept.get("crossfade:unit")}`, null];
+  expect(asked).toEqual([mine, mine, ["http://gateway/rt/api/route", "Bearer t"]]);
+});
+
 test("what is no channel name is refused where it is written", () => {
   expect(() => client().channel("a b")).toThrow(/no channel name/);
   expect(FakeSocket.opened).toHaveLength(0);

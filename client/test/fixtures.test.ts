@@ -2,7 +2,8 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { type ClientFrame, compare, isChannelName, reconnects } from "../src/protocol.js";
-import type { Happening } from "../src/state.js";
+import { step } from "../src/machine.js";
+import { begin, DEFAULTS, type Happening, type State } from "../src/state.js";
 import { World } from "./world.js";
 
 function fixture(name: string) {
@@ -102,6 +103,50 @@ describe("what the client says", () => {
       expect(stories[name]?.()).toContainEqual(numbered);
     });
   }
+});
+
+describe("what the client will say", () => {
+  /** A page that has been up for a while, at the fixtures' own time, and goes. */
+  let state: State;
+  const { welcome, ping } = later.server;
+  let { time: now } = welcome;
+  const happen = (what: Happening) => {
+    const [after, effects] = step(state, { ...what, now, dice: 0 });
+    state = after;
+    return effects;
+  };
+  const event = (offset: number, delay: number) => {
+    const about = { channel: "a", id: `m${offset}`, position: `e-${offset}`, data: 1 };
+    return { type: "event", ...about, time: now - delay } as const;
+  };
+  now -= 20;
+  state = begin({ ...DEFAULTS, transport: "websocket" }, now, undefined, false, "u1");
+  state.route = later.route;
+  happen({ type: "want", channel: "a", wish: { since: "e-0" } });
+  const link = 1;
+  const opened = happen({ type: "opened", link });
+  now += 40;
+  happen({ type: "frame", link, frame: welcome });
+  const subscribed = { channel: "a", position: "e-0", recovered: true, id: state.counter };
+  happen({ type: "frame", link, frame: { type: "subscribed", ...subscribed } });
+  now += 29_960;
+  happen({ type: "frame", link, frame: { ...ping, time: now - 20 } });
+  happen({ type: "frame", link, frame: event(1, 20) });
+  happen({ type: "frame", link, frame: event(2, 700) });
+  const gone = happen({ type: "hide" });
+
+  test("connect with a unit", () => {
+    expect(JSON.parse(JSON.stringify(opened))[0].frames).toMatchObject([
+      { ...later.client["connect with a unit"], id: expect.any(Number) },
+    ]);
+  });
+
+  test("report and goodbye, by beacon", () => {
+    const [beacon] = gone.filter((effect) => effect.do === "beacon");
+    const { report, goodbye } = later.client;
+    const numbered = { ...report, id: expect.any(Number) };
+    expect(JSON.parse(JSON.stringify(beacon?.frames))).toEqual([numbered, goodbye]);
+  });
 });
 
 describe("what the gateway will say is understood", () => {

@@ -1,5 +1,6 @@
 /** How a client connects, moves and comes back, told one story at a time. */
 import { describe, expect, test } from "vitest";
+import { deadline, step } from "../src/machine.js";
 import type { ClientEvent, Effect, Settings } from "../src/state.js";
 import { World } from "./world.js";
 
@@ -469,6 +470,54 @@ describe("what is asked", () => {
     w.run(100);
     expect(sent(w, "presence")).toMatchObject([{ state: { x: 2 } }, { state: null }]);
   });
+});
+
+test("a client that is closed, or away, waits for nothing", () => {
+  for (const type of ["close", "hide"] as const) {
+    const w = connected();
+    w.happen({ type });
+    expect(deadline(w.state)).toBe(Number.POSITIVE_INFINITY);
+  }
+});
+
+test("a page that goes says what it measured and that it leaves by its own will", () => {
+  for (const transport of ["websocket", "sse"] as const) {
+    const w = connected({ transport });
+    const { session } = w.state;
+    w.happen({ type: "hide" });
+    const beacons = w.effects.filter((effect) => effect.do === "beacon");
+    const stats = { connects: 1, transport };
+    expect(beacons).toMatchObject([
+      { session, frames: [{ type: "report", stats }, { type: "goodbye" }] },
+    ]);
+    w.happen({ type: "show" });
+    w.run(1000);
+    expect(last(w, "resumed")).toMatchObject({ transport });
+  }
+});
+
+test("a report tells where the route put the client", () => {
+  const w = new World(7, { reportEvery: 10_000 });
+  w.route = "silent";
+  w.happen({ type: "want", channel: "a", wish: {} });
+  const places = {
+    cohort: "new" as const,
+    bucket: 37.12,
+    version: 12,
+    component: "websocket-transport",
+  };
+  const route = { transport: "websocket", url: "/ws", ...places } as const;
+  w.happen({ type: "fetched", ask: w.state.asked, route });
+  w.run(14_000);
+  expect(sent(w, "report")).toMatchObject([{ stats: { cohort: "new", version: 12 } }]);
+});
+
+test("the same state and input lead to the same", () => {
+  const w = connected();
+  w.publish("a", 1);
+  const input = { type: "move", to: "sse", reason: "", now: w.now, dice: 0.3 } as const;
+  const [one, other] = [structuredClone(w.state), structuredClone(w.state)];
+  expect(step(one, input)).toEqual(step(other, input));
 });
 
 test("a report goes out once in a while, if there is something to tell", () => {

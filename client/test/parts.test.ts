@@ -1,5 +1,6 @@
 /** The small parts, each by itself. */
 import { describe, expect, test } from "vitest";
+import { blocks } from "../src/node.js";
 import { difference, fold, NOBODY } from "../src/presence.js";
 import { noStats, sampled, summary, synchronised } from "../src/report.js";
 import { openSse } from "../src/sse.js";
@@ -98,6 +99,29 @@ describe("a report", () => {
     expect(summary(stats(-4980, -4900), clock, 1)).toMatchObject({
       latency: { p50: 0, max: 80, clock: "floor" },
     });
+  });
+});
+
+describe("Node's stream", () => {
+  const text = [
+    'retry: 2000\nid: k3-1\ndata: {"type":"welcome","session":"s"}\n\n',
+    ': hello\n\nid: k3-2\r\ndata: {"é":"a: b"}\r\n\r\n',
+    'event: crossfade.goodbye\nretry: 5\ndata: {"type":"goodbye"}\n\n',
+  ].join("");
+  const whole = [
+    { event: "message", data: '{"type":"welcome","session":"s"}', id: "k3-1" },
+    { event: "message", data: "", id: undefined },
+    { event: "message", data: '{"é":"a: b"}', id: "k3-2" },
+    { event: "crossfade.goodbye", data: '{"type":"goodbye"}', id: undefined },
+  ];
+
+  test("is the same in whatever pieces it comes", () => {
+    for (let size = 1; size < text.length; size++) {
+      const cut = blocks();
+      const got = [];
+      for (let at = 0; at < text.length; at += size) got.push(...cut(text.slice(at, at + size)));
+      expect(got).toEqual(whole);
+    }
   });
 });
 
