@@ -1,7 +1,6 @@
 // A page's list is exactly what was published, in order, once, whatever happens to it meanwhile.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { setTimeout as pause } from "node:timers/promises";
 import { Browser, eventually, faults, Gateway, Network, Publisher } from "./support.mjs";
 
 let browser;
@@ -142,26 +141,6 @@ test("a WebSocket that hangs from the start costs 2.5 s, and the page remembers"
   assert.equal(second.transport, "sse");
   assert.ok(second.took < 2000, `${second.took} ms`);
   assert.ok(gateway.port);
-});
-
-test("a page that is frozen goes on where it was", async (t) => {
-  const { gateway, page, complete } = await scene(t);
-  const publisher = new Publisher(gateway, "orders:1");
-  await page.waitForFunction(() => got.length > 100);
-  const tab = await page.context().newCDPSession(page);
-  await tab.send("Page.setWebLifecycleState", { state: "frozen" });
-  const sent = publisher.sent;
-  await eventually("much is missed", () => publisher.sent > sent + 1500);
-  await tab.send("Page.setWebLifecycleState", { state: "active" });
-  await page.evaluate(() => {
-    dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true }));
-  });
-  await pause(300);
-  assert.notEqual(await page.evaluate(() => client.state), "connected");
-  await page.evaluate(() => {
-    dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
-  });
-  await complete(publisher);
 });
 
 test("a page's own publishes are stored once each, in its order, over a kill and a move", async (t) => {

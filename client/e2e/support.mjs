@@ -223,6 +223,8 @@ export class Browser {
     await once(browser.server, "listening");
     browser.chromium = await chromium.launch({
       executablePath: browserPath,
+      // Pages that are left are kept for coming back, as in a browser of one's own.
+      ignoreDefaultArgs: ["--disable-back-forward-cache"],
       args: ["--no-sandbox", "--disable-dev-shm-usage"],
     });
     return browser;

@@ -120,7 +120,7 @@ impl Drop for Tap {
 }
 
 /// Reads what a stream is asked for: `channel=` once for each, `since=` or `Last-Event-ID`,
-/// `session=`, `presence=1`, `overlap=1`, `client=`, `unit=`, `format=raw`.
+/// `session=`, `presence=1`, `overlap=1`, `client=`, `unit=`, `format=raw` or `frames`.
 fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest, ApiError> {
     let mut channels: Vec<Channel> = Vec::new();
     let (mut since, mut session, mut format) = (None, None, WireFormat::Sse);
@@ -136,8 +136,9 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
             "client" => client = Some(value),
             "unit" => unit = Some(value),
             "format" if value == "raw" => format = WireFormat::SseRaw,
+            "format" if value == "frames" => format = WireFormat::SseFrames,
             "format" => {
-                let message = format!("format={value}: only raw is known, or leave it out");
+                let message = format!("format={value}: raw and frames are known, or leave it out");
                 return Err(ApiError::new(ErrorCode::Malformed, message));
             }
             // An EventSource polyfill may add keys of its own.
@@ -241,6 +242,7 @@ mod tests {
         assert_eq!(asked("channel=a&since=7", "").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&channel=b", "z-7").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
+        assert_eq!(asked("channel=a&format=frames", "").unwrap().format, WireFormat::SseFrames);
         assert_eq!(asked("channel=a&channel=b&channel=c", "").unwrap_err(), ErrorCode::TooMany);
         assert!(asked("channel=a&channel=a&channel=b", "").is_ok());
     }

@@ -63,9 +63,12 @@ fn close_codes() {
 
 #[test]
 fn what_clients_say_is_understood() {
-    for (name, frame) in fixture("client-frames").as_object().unwrap() {
+    let (single, story) = (fixture("client-frames"), fixture("story"));
+    let all = single.as_object().unwrap().iter().chain(story["client"].as_object().unwrap());
+    for (name, frame) in all {
         let parsed = ClientFrame::parse(&frame.to_string()).unwrap();
         assert_eq!(json!(parsed.id()), frame["id"], "{name}");
+        assert_eq!(frame["type"] == "report", matches!(parsed, ClientFrame::Report { .. }));
     }
 }
 
