@@ -9,7 +9,12 @@ mod permission;
 mod signer;
 mod token;
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -190,7 +195,16 @@ impl Secret {
         Self(text.into())
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// One that stands in the settings at `name`, in place or in a file.
+    ///
+    /// # Errors
+    /// When it is in neither or in both, or the file cannot be read.
+    pub fn read(name: &str, inline: Option<&Self>, file: Option<&Path>) -> Result<Self, AuthError> {
+        keys::secret(name, inline, file)
+    }
+
+    /// What it is, for whoever signs with it.
+    pub fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 }

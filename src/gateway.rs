@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    alert::{AlertError, Alerts, Place},
     auth::{Auth, AuthError},
     broker::{
         Broker, BrokerError, BrokerKind, Feed, Health,
@@ -40,6 +41,7 @@ pub struct Gateway {
     tls: Option<TlsAcceptor>,
     auth: Arc<Auth>,
     node: Arc<Node>,
+    alerts: Arc<Alerts>,
 }
 
 impl fmt::Debug for Gateway {
@@ -64,10 +66,15 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new());
         let background = &lifecycle.background;
         let node = Node::start(&config.node, &config.dedup, broker, metrics, background);
+        let place =
+            Place { environment: config.auth.environment.clone(), node: node.name().to_string() };
+        // They lean on the store, so they end before it.
+        let stage = &lifecycle.cluster;
+        let alerts = Alerts::start(node.store(), &config.alerts, place, node.metrics(), stage)?;
         if let Some(within) = config.broker.start_timeout {
             require(&node, within).await?;
         }
-        Ok(Self { config, lifecycle, listener, tls, auth, node })
+        Ok(Self { config, lifecycle, listener, tls, auth, node, alerts })
     }
 
     /// Where it listens.
@@ -81,7 +88,7 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, auth, node } = self;
+        let Self { config, lifecycle, listener, tls, auth, node, alerts } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
@@ -112,6 +119,7 @@ impl Gateway {
             gate: Arc::clone(&gate),
             connections,
             tallies,
+            alerts,
             draining: draining.clone(),
         };
         let stage = lifecycle.listening.clone();
@@ -180,6 +188,9 @@ pub enum GatewayError {
     /// A key cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),
+    /// A webhook cannot be used.
+    #[error(transparent)]
+    Alert(#[from] AlertError),
     /// The broker's settings are impossible.
     #[error(transparent)]
     Broker(#[from] BrokerError),

@@ -4,6 +4,7 @@
 //! The state they share is handles only. How sockets are accepted is [`accept`]'s business.
 
 pub mod accept;
+mod alerts;
 mod bearer;
 mod channels;
 mod error;
@@ -48,7 +49,7 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{connection::Floor, lifecycle::Stage, rollout::tally::Tallies};
+use crate::{alert::Alerts, connection::Floor, lifecycle::Stage, rollout::tally::Tallies};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +122,8 @@ pub struct Edge {
     pub connections: Stage,
     /// How many are where, on all nodes.
     pub tallies: Arc<Tallies>,
+    /// What people are told.
+    pub alerts: Arc<Alerts>,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
 }
@@ -154,6 +157,8 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/migration/feature-flags/{component}", get(migration::flag).put(migration::put))
         .route("/api/migration/emergency-stop", post(migration::emergency_stop))
         .route("/api/migration/history", get(migration::history))
+        .route("/api/migration/alerts", get(alerts::list))
+        .route("/api/migration/alerts/{id}/acknowledge", post(alerts::acknowledge))
         .route("/api/migration/{verb}/{component}", post(migration::order))
         .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
         .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))

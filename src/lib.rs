@@ -6,6 +6,7 @@
 //! [`connection`] puts it on a socket, [`http`] is the edge, [`gateway`] wires all of it.
 //! ARCHITECTURE.md has the table of who may import whom; a test keeps it.
 
+pub mod alert;
 pub mod auth;
 pub mod broker;
 pub mod cli;
