@@ -28,6 +28,7 @@ use crate::{
     rollout::RolloutConfig,
     session::LimitsConfig,
     telemetry::TelemetryConfig,
+    validation::ValidationConfig,
 };
 
 /// All settings. config.toml states each with its default and a sentence.
@@ -52,6 +53,8 @@ pub struct Config {
     pub rollout: RolloutConfig,
     /// What people are told of rollouts, and who is.
     pub alerts: AlertConfig,
+    /// How both sides of a rollout are compared.
+    pub validation: ValidationConfig,
     /// How clients' connections are kept.
     pub connection: ConnectionConfig,
     /// How much a client or a publisher may ask for.
@@ -120,6 +123,7 @@ impl Default for Config {
             cluster: ClusterConfig::default(),
             rollout: RolloutConfig::default(),
             alerts: AlertConfig::default(),
+            validation: ValidationConfig::default(),
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),

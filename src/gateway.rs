@@ -31,6 +31,7 @@ use crate::{
     metrics::Metrics,
     node::Node,
     rollout::{board::Board, tally::Tallies},
+    validation::{Door, Validator},
 };
 
 /// A gateway that has its address and is about to serve it.
@@ -42,6 +43,7 @@ pub struct Gateway {
     auth: Arc<Auth>,
     node: Arc<Node>,
     alerts: Arc<Alerts>,
+    door: Door,
 }
 
 impl fmt::Debug for Gateway {
@@ -60,6 +62,11 @@ impl Gateway {
         let listener = accept::listen(&config.server)
             .map_err(|source| GatewayError::Listen { listen, source })?;
         let tls = accept::tls(&config.server.tls)?;
+        let address = listener.local_addr().unwrap_or(listen);
+        let door = Door::new(
+            config.validation.through.unwrap_or(address),
+            accept::certificate(&config.server.tls)?,
+        )?;
         let lifecycle = Lifecycle::default();
         let auth = Auth::new(&config.auth, config.permissions(), &lifecycle.background)?;
         let broker = broker(&config, &lifecycle)?;
@@ -74,7 +81,7 @@ impl Gateway {
         if let Some(within) = config.broker.start_timeout {
             require(&node, within).await?;
         }
-        Ok(Self { config, lifecycle, listener, tls, auth, node, alerts })
+        Ok(Self { config, lifecycle, listener, tls, auth, node, alerts, door })
     }
 
     /// Where it listens.
@@ -88,7 +95,7 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, auth, node, alerts } = self;
+        let Self { config, lifecycle, listener, tls, auth, node, alerts, door } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
@@ -98,6 +105,12 @@ impl Gateway {
         let (environment, drain) = (&config.auth.environment, config.rollout.drain);
         let board = Board::start(Arc::clone(&store), environment, config.rollout.poll, background);
         let tallies = Tallies::start(store, background);
+        let validation = Validator::new(
+            Arc::clone(&auth),
+            Arc::clone(&node),
+            door,
+            lifecycle.listening.stopping().clone(),
+        );
         let floor =
             Floor::new(node, (auth, cluster, board), config.connection, config.limits, stopping);
         let floor = Arc::new(floor);
@@ -120,6 +133,7 @@ impl Gateway {
             connections,
             tallies,
             alerts,
+            validation,
             draining: draining.clone(),
         };
         let stage = lifecycle.listening.clone();
@@ -185,6 +199,9 @@ pub enum GatewayError {
     /// TLS cannot be spoken.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The gateway cannot come to itself by TLS.
+    #[error("TLS cannot be spoken to this node itself: {0}")]
+    Door(#[from] rustls::Error),
     /// A key cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),

@@ -21,6 +21,7 @@ mod proxy;
 mod publish;
 mod pulse;
 mod route;
+mod validation;
 mod websocket;
 
 use std::{
@@ -49,7 +50,10 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{alert::Alerts, connection::Floor, lifecycle::Stage, rollout::tally::Tallies};
+use crate::{
+    alert::Alerts, connection::Floor, lifecycle::Stage, rollout::tally::Tallies,
+    validation::Validator,
+};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,13 +128,19 @@ pub struct Edge {
     pub tallies: Arc<Tallies>,
     /// What people are told.
     pub alerts: Arc<Alerts>,
+    /// What compares both sides of a rollout.
+    pub validation: Arc<Validator>,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
 }
 
 impl Edge {
-    /// Lets the client in that a request comes from.
-    fn admit(&self, request: &Request) -> Result<Admission, Refusal> {
+    /// Lets the client in that a request comes from. The gateway's own sessions all have one address
+    /// and come at once.
+    fn admit(&self, request: &Request, own: bool) -> Result<Admission, Refusal> {
+        if own {
+            return self.gate.admit_own();
+        }
         let peer = request.extensions().get::<Peer>();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
         let ip = proxy::client_ip(peer, request.headers(), &self.server.trusted_proxies);
@@ -157,6 +167,10 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/migration/feature-flags/{component}", get(migration::flag).put(migration::put))
         .route("/api/migration/emergency-stop", post(migration::emergency_stop))
         .route("/api/migration/history", get(migration::history))
+        .route(
+            "/api/migration/validation/{component}",
+            get(validation::newest).post(validation::start),
+        )
         .route("/api/migration/alerts", get(alerts::list))
         .route("/api/migration/alerts/{id}/acknowledge", post(alerts::acknowledge))
         .route("/api/migration/{verb}/{component}", post(migration::order))

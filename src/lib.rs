@@ -24,3 +24,4 @@ pub mod protocol;
 pub mod rollout;
 pub mod session;
 pub mod telemetry;
+pub mod validation;
