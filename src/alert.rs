@@ -31,7 +31,7 @@ use self::{
 };
 pub use self::{
     book::{Acknowledged, Kept},
-    webhook::WebhookConfig,
+    webhook::{Address, WebhookConfig},
 };
 use crate::{
     broker::{BrokerError, store::Store},
