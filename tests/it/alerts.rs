@@ -50,6 +50,8 @@ const HANGS: u16 = 0;
 struct Receiver {
     addr: SocketAddr,
     answers: Arc<AtomicU16>,
+    /// It answers so once, then well.
+    once: bool,
     /// What it took, and when anything came.
     heard: Arc<Mutex<Vec<Value>>>,
     calls: Arc<Mutex<Vec<u64>>>,
@@ -57,10 +59,19 @@ struct Receiver {
 
 impl Receiver {
     async fn answering(status: u16) -> Self {
+        Self::start(status, false).await
+    }
+
+    async fn answering_once(status: u16) -> Self {
+        Self::start(status, true).await
+    }
+
+    async fn start(status: u16, once: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let this = Self {
             addr: listener.local_addr().unwrap(),
             answers: Arc::new(AtomicU16::new(status)),
+            once,
             heard: Arc::default(),
             calls: Arc::default(),
         };
@@ -84,7 +95,8 @@ impl Receiver {
         assert!(at.parse::<u64>().unwrap().abs_diff(unix_ms() / 1000) < 5);
         let told: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(told["id"], id);
-        match this.answers.load(Ordering::Relaxed) {
+        let better = this.once && 1 < this.calls.lock().len();
+        match if better { 200 } else { this.answers.load(Ordering::Relaxed) } {
             HANGS => std::future::pending().await,
             status => {
                 let status = StatusCode::from_u16(status).unwrap();
@@ -186,13 +198,12 @@ impl Node {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_is_told_what_happened_and_others_do_not_keep_it_waiting() {
     let redis = PrivateRedis::start().await;
-    let [good, fails, hangs, redirects, patient, refuses] = [204, 500, HANGS, 307, 429, 404];
-    let good = Receiver::answering(good).await;
-    let fails = Receiver::answering(fails).await;
-    let hangs = Receiver::answering(hangs).await;
-    let redirects = Receiver::answering(redirects).await;
-    let patient = Receiver::answering(patient).await;
-    let refuses = Receiver::answering(refuses).await;
+    let good = Receiver::answering(204).await;
+    let fails = Receiver::answering_once(500).await;
+    let hangs = Receiver::answering_once(HANGS).await;
+    let redirects = Receiver::answering(307).await;
+    let patient = Receiver::answering_once(429).await;
+    let refuses = Receiver::answering(404).await;
     let node = Node::on(
         &redis,
         "a",
@@ -216,14 +227,8 @@ async fn a_webhook_is_told_what_happened_and_others_do_not_keep_it_waiting() {
         (&json!("test"), &json!("websocket-transport"))
     );
 
-    fails.is_called(2).await;
-    fails.says(200);
     fails.hears(&["errors doubled"]).await;
-    hangs.is_called(2).await;
-    hangs.says(200);
     hangs.hears(&["errors doubled"]).await;
-    patient.is_called(2).await;
-    patient.says(200);
     patient.hears(&["errors doubled"]).await;
     let calls = patient.calls.lock().clone();
     assert!(1_000 <= calls[1] - calls[0], "it asked for a second: {calls:?}");
@@ -370,8 +375,7 @@ async fn what_a_dead_node_had_not_sent_another_sends_and_a_person_sees_it() {
     };
     assert_eq!(see(id, reader).await.0, 403);
     assert_eq!(see("nonsense", "a-key-that-does-0123456789").await.0, 404);
-    let other = "018f0000-0000-7000-8000-000000000000";
-    assert_eq!(see(other, "a-key-that-does-0123456789").await.0, 404);
+    assert_eq!(see(&uuid::Uuid::nil().to_string(), "a-key-that-does-0123456789").await.0, 404);
     let (status, seen) = see(id, "a-key-that-does-0123456789").await;
     assert_eq!((status, &seen["acknowledged"]["by"]), (200, &json!("key ops")));
     let (_, again) = see(id, "a-key-that-does-more-0123456789").await;
