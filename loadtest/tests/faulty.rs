@@ -1,6 +1,8 @@
 //! The binary against servers: a real gateway, where nothing may go wrong, and a little one that
 //! does wrong on purpose, of which the binary has to tell exactly that.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},

@@ -63,9 +63,6 @@ impl std::fmt::Debug for TargetBox {
 /// Bursts before the first turn, which are not counted.
 const WARM_UP: u64 = 20;
 
-/// Turns a lane may take before it has to look at the clock again.
-const TURNS: f64 = 5.0;
-
 impl Lane {
     /// Connects everybody. `progress` hears how many are.
     ///
@@ -86,7 +83,7 @@ impl Lane {
             desks.push(Desk::new(target.publisher()?));
         }
         let figures = Figures::new(target.name());
-        let sampler = Sampler::new(plan.time.as_secs_f64() * TURNS);
+        let sampler = Sampler::new();
         let (target, rooms) = (TargetBox(target), seating.rooms);
         Ok(Self { swarm, desks, target, rooms, bursts: 0, sampler, figures })
     }
@@ -153,17 +150,17 @@ impl Lane {
         self.flow(plan, turmoil, bar, &mut records)?;
         let wall = Duration::from_nanos(clock::now() - began);
         let cpu = process.cpu()?.saturating_sub(cpu);
-        self.sampler.take(process, clock::now(), self.swarm.subscribed())?;
-        // What came twice may come last.
-        self.swarm.tend(&mut |_| {})?;
         self.add(records, wall, cpu)
     }
 
     /// Enters a turn that somebody else conducted.
     ///
     /// # Errors
-    /// When two histograms do not fit together, which ours do.
+    /// When the server has ended, or says what none may say.
     pub fn add(&mut self, records: Records, wall: Duration, cpu: Duration) -> anyhow::Result<()> {
+        self.sampler.take(self.target.0.process(), clock::now(), self.swarm.subscribed())?;
+        // What came twice may come last.
+        self.swarm.tend(&mut |_| {})?;
         let ms = |quantile| records.latency.value_at_quantile(quantile) as f64 / 1e6;
         let (p50_ms, p99_ms) = (ms(0.5), ms(0.99));
         let tally = self.swarm.close_books();

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, measure::Process};
+use crate::measure::Process;
 
 /// One moment; rates and latencies are of the time since the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,24 @@ pub struct Sample {
     pub subscribed: u64,
 }
 
+impl Sample {
+    /// Neighbours as one: the mean of what flowed, the worst of what was suffered.
+    fn merged(parts: &[Self]) -> Self {
+        let mean = |of: fn(&Self) -> f64| parts.iter().map(of).sum::<f64>() / parts.len() as f64;
+        let most = |of: fn(&Self) -> f64| parts.iter().map(of).fold(0.0, f64::max);
+        let last = parts.last().copied().unwrap_or_default();
+        Self {
+            deliveries: mean(|one| one.deliveries),
+            published: mean(|one| one.published),
+            p50_ms: mean(|one| one.p50_ms),
+            p99_ms: most(|one| one.p99_ms),
+            cpus: mean(|one| one.cpus),
+            resident_mb: most(|one| one.resident_mb),
+            ..last
+        }
+    }
+}
+
 /// Takes samples.
 #[derive(Debug)]
 pub struct Sampler {
@@ -40,11 +58,11 @@ pub struct Sampler {
     samples: Vec<Sample>,
 }
 
-/// A chart of more would show no more.
-const MOST: f64 = 400.0;
+/// A chart of more would show no more: they are merged two by two then.
+const MOST: usize = 600;
 
-/// Nanoseconds; with fewer a sample would show the scheduler.
-const SHORTEST: u64 = 100_000_000;
+/// Nanoseconds between two samples, until they are merged.
+const SHORTEST: u64 = 50_000_000;
 
 /// Nanoseconds from a microsecond to ten minutes, to two digits.
 pub fn histogram() -> Histogram<u64> {
@@ -52,11 +70,17 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, 600_000_000_000, 2).unwrap_or_else(|_| unreachable!())
 }
 
+impl Default for Sampler {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Sampler {
-    /// For turns that take so many seconds in all.
-    pub fn new(seconds: f64) -> Self {
+    /// One with nothing seen.
+    pub fn new() -> Self {
         Self {
-            every: clock::seconds(seconds / MOST).max(SHORTEST),
+            every: SHORTEST,
             before: 0,
             last: 0,
             last_cpu: 0.0,
@@ -118,11 +142,36 @@ impl Sampler {
         });
         (self.last, self.last_cpu, self.deliveries, self.published) = (now, cpu, 0, 0);
         self.latency.reset();
+        if self.samples.len() == MOST {
+            self.samples = self.samples.chunks(2).map(Sample::merged).collect();
+            self.every *= 2;
+        }
         Ok(())
     }
 
     /// What was seen.
     pub fn samples(&self) -> &[Sample] {
         &self.samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_time_keeps_its_end_its_means_and_its_worst() {
+        let this = Process(std::process::id());
+        let mut sampler = Sampler::new();
+        sampler.begin(this, 0).unwrap();
+        for step in 1..=2 * MOST as u64 {
+            sampler.delivered(if step == 7 { 9_000_000 } else { 1_000_000 });
+            sampler.look(this, step * SHORTEST, 3).unwrap();
+        }
+        let samples = sampler.samples();
+        let last = samples.last().unwrap();
+        assert!(samples.len() < MOST && (last.at - 60.0).abs() < 0.2, "{last:?}");
+        assert!((last.deliveries - 20.0).abs() < 0.1 && last.subscribed == 3, "{last:?}");
+        assert!(8.0 < samples[1].p99_ms.max(samples[0].p99_ms));
     }
 }

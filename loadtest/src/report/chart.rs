@@ -111,7 +111,9 @@ impl Chart<'_> {
             return String::new();
         }
         let (x0, x1) = bounds(self.x.scale, points().map(|(x, _)| *x));
-        let (y0, y1) = bounds(self.y.scale, points().map(|(_, y)| *y));
+        let values = points().map(|(_, y)| *y);
+        let (y0, y1) =
+            bounds(self.y.scale, values.filter(|value| self.y.scale != Scale::Log || 0.0 < *value));
         let across = |at: f64| LEFT + (at - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
         let down = |at: f64| HEIGHT - BOTTOM - (at - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM);
         let mut svg = format!(
@@ -180,6 +182,8 @@ fn bounds(scale: Scale, values: impl Iterator<Item = f64>) -> (f64, f64) {
         // Up to the next power of ten the eye has nothing to hold on to.
         (low, high) = (low.floor(), high.ceil());
     }
+    // Nothing at all has no bounds either.
+    let low = if low.is_finite() { low } else { 0.0 };
     if high - low < 1e-9 { (low, low + 1.0) } else { (low, high) }
 }
 

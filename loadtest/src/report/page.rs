@@ -71,7 +71,8 @@ fn charts(runs: &[Run]) -> impl Iterator<Item = String> {
     let milliseconds = || Axis { name: "ms", scale: Scale::Log };
     let over_time = |title, y: Axis<'static>, of: fn(&Sample) -> f64| {
         let line = |run: &Run| run.samples.iter().map(|one| (one.at, of(one))).collect();
-        let lines = runs.iter().map(|run| (run.target.as_str(), line(run))).collect();
+        let lines: Vec<(&str, Vec<_>)> =
+            runs.iter().map(|run| (run.target.as_str(), line(run))).collect();
         Chart { title, x: seconds(), y, lines }.svg()
     };
     let curve = |title, x: Axis<'static>, of: fn(&Run) -> &[(f64, f64)]| {
@@ -88,9 +89,17 @@ fn charts(runs: &[Run]) -> impl Iterator<Item = String> {
         over_time("Deliveries", linear("a second"), |sample| sample.deliveries),
         over_time("CPU of the server", linear("CPUs"), |sample| sample.cpus),
         over_time("Memory of the server", linear("MB resident"), |sample| sample.resident_mb),
-        over_time("Subscribed", linear("subscribers"), |sample| sample.subscribed as f64),
+        if runs.iter().any(comes_and_goes) {
+            over_time("Subscribed", linear("subscribers"), |sample| sample.subscribed as f64)
+        } else {
+            String::new()
+        },
     ]
     .into_iter()
+}
+
+fn comes_and_goes(run: &Run) -> bool {
+    run.samples.windows(2).any(|pair| pair[0].subscribed != pair[1].subscribed)
 }
 
 const STYLE: &str = "\
@@ -110,7 +119,7 @@ white-space:nowrap}th{color:var(--soft);font-weight:500}th:first-child,td:first-
 text-align:left;padding-left:0}.legend{list-style:none;display:flex;flex-wrap:wrap;gap:6px 20px;\
 padding:0;margin:16px 0 4px}.legend li::before{content:'';display:inline-block;width:18px;\
 height:3px;vertical-align:middle;margin-right:8px;background:var(--line)}\
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:20px}\
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr));gap:20px}\
 figure{margin:0}figcaption{font-weight:600;font-size:14px}svg{width:100%;height:auto;\
 display:block}.grid{stroke:var(--rule);stroke-width:1;fill:none}.tick,.name{fill:var(--soft);\
 font-size:11px}.line{fill:none;stroke:var(--line);stroke-width:1.8;stroke-linejoin:round}\

@@ -47,7 +47,6 @@ const PRESET: Preset = Preset {
 struct Passed {
     subscribed: f64,
     caught_up: f64,
-    peak_mb: f64,
     refused: u64,
 }
 
@@ -80,7 +79,6 @@ impl Storm {
         };
         findings.column("all subscribed s", median(|one| one.subscribed));
         findings.column("all caught up s", median(|one| one.caught_up));
-        findings.column("peak MB", median(|one| one.peak_mb));
         let refused = |all: &Vec<Passed>| all.iter().map(|one| one.refused).sum::<u64>();
         findings.column("refused", passed.iter().map(|all| refused(all).to_string()).collect());
         findings.note(&format!(
@@ -119,7 +117,7 @@ impl Storm {
         let (cpu, began) = (process.cpu()?, clock::now());
         lane.begin()?;
         let deadline = began + clock::seconds(plan.time.as_secs_f64());
-        let (mut opened, mut subscribed, mut peak_kb, mut look_at) = (0, None, 0, 0);
+        let (mut opened, mut subscribed) = (0, None);
         loop {
             let now = clock::now();
             // In slices, so that those who are there already are read meanwhile.
@@ -130,10 +128,6 @@ impl Storm {
             }
             lane.attend(&mut records)?;
             bar.set_position(lane.swarm.subscribed());
-            if look_at <= now {
-                peak_kb = peak_kb.max(process.resident_kb()?);
-                look_at = now + clock::seconds(0.02);
-            }
             if subscribed.is_none() && opened == count && lane.swarm.under_way() == 0 {
                 subscribed = Some(clock::now());
             }
@@ -145,13 +139,11 @@ impl Storm {
         let ended = clock::now();
         let refused = lane.swarm.tally().gone;
         let cpu = process.cpu()?.saturating_sub(cpu);
-        lane.swarm.tend(&mut |_| {})?;
         lane.add(records, Duration::from_nanos(ended - began), cpu)?;
         let seconds = |at: u64| (at - began) as f64 / 1e9;
         Ok(Passed {
             subscribed: subscribed.map_or(f64::INFINITY, seconds),
             caught_up: seconds(ended),
-            peak_mb: peak_kb as f64 / 1024.0,
             refused,
         })
     }
