@@ -40,6 +40,7 @@ import { close, count, dice, effects, emit, links, now, s, send, turn } from "./
 
 export { begin } from "./state.js";
 
+const CLIENT = "web/0.1.0";
 const HEARTBEAT = 25_000;
 /** A connection has to be up by then where there is no other way to fall back to. */
 const OPEN = 10_000;
@@ -252,7 +253,15 @@ function stream(link: Link, overlap: boolean): string {
   const { position: since, presence = false } = s.channels.get(named) ?? {};
   link.subscriptions.set(named, { stage: "asked", request: 0, presence, shown: "null" });
   const { session, unit, token } = s;
-  const asked = { since, session, unit, token, presence: presence && "1", overlap: overlap && "1" };
+  const asked = {
+    since,
+    session,
+    client: CLIENT,
+    unit,
+    token,
+    presence: presence && "1",
+    overlap: overlap && "1",
+  };
   const given = Object.entries(asked).filter((pair): pair is [string, string] => !!pair[1]);
   return `?${new URLSearchParams([["format", "frames"], ["channel", named], ...given])}`;
 }
@@ -265,7 +274,7 @@ function opened(link: Link): void {
   const { session, token, unit } = s;
   const overlap = link === s.next || undefined;
   link.askedAt = now;
-  const who = { client: "web/0.1.0", unit, session, token, overlap };
+  const who = { client: CLIENT, unit, session, token, overlap };
   send(link, { type: "connect", id: ++s.counter, ...who } as ClientFrame);
 }
 
