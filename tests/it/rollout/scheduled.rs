@@ -94,7 +94,6 @@ async fn the_node_that_looks_is_killed(store: impl Store) {
     .await;
     let took = begin.elapsed();
     support::tell(format!("the other node looked after {took:.1?}"));
-    assert!(took < Duration::from_secs(10), "{took:?}");
     fleet.nodes[which].restart().await;
     fleet.status_is("completed", Duration::from_secs(90)).await;
     assert_eq!(fleet.steps_taken().await, [[0.0, 10.0], [10.0, 50.0], [50.0, 100.0]]);
