@@ -66,13 +66,19 @@ pub(super) struct Account {
     pub(super) left: bool,
 }
 
+impl Desk {
+    /// Whether it is one of the sessions that the gateway compares both sides with.
+    fn is_nobody(&self) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.own)
+    }
+}
+
 impl Floor {
     /// A client has come, and it is known who it is.
     pub(super) fn arrived(&self, client: &Client, moved: bool) {
         let Some(epoch) = self.rollouts.meter.epoch() else { return };
         let mut desk = client.desk();
-        // What the gateway compares both sides with is nobody.
-        if desk.identity.as_ref().is_some_and(|identity| identity.own) {
+        if desk.is_nobody() {
             return;
         }
         desk.account.epoch = epoch;
@@ -150,6 +156,9 @@ impl Floor {
         (since, head): (Position, Position),
         lost: Option<ResetReason>,
     ) {
+        if desk.is_nobody() {
+            return;
+        }
         let first = !std::mem::replace(&mut desk.account.resumed, true);
         let unit = desk.unit();
         match lost {

@@ -365,16 +365,20 @@ impl Board {
         limit: usize,
     ) -> Result<Vec<(Note, Option<Entry>)>, BrokerError> {
         let prefix = component.map_or_else(|| FLAGS.to_owned(), key);
-        let notes = self.store.journal(&prefix, before, limit).await?;
-        let ours = notes
-            .into_iter()
-            .filter(|note| component.is_none_or(|component| note.key == key(component)));
-        Ok(ours
-            .map(|note| {
+        let (mut before, mut lines) = (before, Vec::new());
+        // Another component's name may begin like this one's.
+        while lines.len() < limit {
+            let notes = self.store.journal(&prefix, before, limit).await?;
+            let Some(last) = notes.last() else { break };
+            before = last.number;
+            let ours = |note: &Note| component.is_none_or(|component| note.key == key(component));
+            lines.extend(notes.into_iter().filter(ours).map(|note| {
                 let entry = serde_json::from_str(&note.text).ok();
                 (note, entry)
-            })
-            .collect())
+            }));
+        }
+        lines.truncate(limit);
+        Ok(lines)
     }
 
     async fn save(

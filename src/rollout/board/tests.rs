@@ -118,6 +118,20 @@ async fn a_stop_that_is_owed_comes_before_whatever_else_is_written() {
 }
 
 #[tokio::test]
+async fn a_journal_is_that_of_one_component_whatever_others_are_called() {
+    let (_store, board, component) = begun().await;
+    let other: Component = format!("{TRANSPORT}-2").parse().unwrap();
+    let sides = Settings { from: "a".parse().ok(), to: "b".parse().ok(), ..Settings::default() };
+    for _ in 0..5 {
+        let change = Change::Set(Box::new(sides.clone()));
+        board.change(&other, &change, None, &By::default()).await.unwrap();
+    }
+    let lines = board.journal(Some(&component), u64::MAX, 2).await.unwrap();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(board.journal(None, u64::MAX, 4).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
 async fn a_softer_stop_takes_nothing_from_one_that_is_owed() {
     let (store, board, component) = begun().await;
     store.is_away(true);
