@@ -55,7 +55,7 @@ pub struct Flow {
     /// A round ends after this many seconds, however far it got.
     #[arg(long)]
     pub(super) seconds: Option<f64>,
-    /// The targets, which take turns: crossfade, limit, redis, nchan, sockudo, centrifugo, mercure,
+    /// The targets, which take turns: crossfade, limit, limit-each, redis, nchan, sockudo, centrifugo, mercure,
     /// with -ws, -sse or :ws=70,sse=30 behind the name.
     #[arg(long, num_args = 1.., value_name = "TARGET")]
     pub(super) compare: Vec<TargetSpec>,
@@ -236,7 +236,7 @@ impl Flow {
         conduct: &mut dyn FnMut(usize, &mut Lane, &ProgressBar) -> anyhow::Result<()>,
     ) -> anyhow::Result<Vec<Figures>> {
         let specs = self.targets(preset)?;
-        self.hosting.prepare((plan.subscribers + plan.publishers) * specs.len() * 2)?;
+        self.hosting.prepare((plan.subscribers + plan.publishers) * specs.len())?;
         let mut lanes = Vec::new();
         for spec in &specs {
             let target = self.hosting.open(spec, plan.subscribers)?;
