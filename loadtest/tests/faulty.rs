@@ -101,6 +101,7 @@ fn a_gateway_loses_nothing_whatever_is_done_to_it() {
         "churn --compare crossfade:ws=50,sse=50 --subscribers 40 --seconds 2 --per-second 40",
         "slow --subscribers 20 --percent 20 --seconds 1 --rate 50",
         "soak --subscribers 20 --seconds 2",
+        "rollout --subscribers 40 --seconds 8 --percentages 0,50,0",
     ];
     for scenario in scenarios {
         let output = load(&format!("{scenario} --check --json --server-bin {}", gateway.display()));

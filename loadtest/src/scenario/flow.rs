@@ -98,6 +98,7 @@ pub struct Preset {
     pub(super) rounds: usize,
     pub(super) compare: &'static [&'static str],
     pub(super) watch: Watch,
+    pub(super) names: bool,
 }
 
 impl Preset {
@@ -116,6 +117,7 @@ impl Preset {
         rounds: 5,
         compare: &["crossfade-ws", "limit"],
         watch: Watch::Sweep,
+        names: false,
     };
 
     /// One event at a time, at a fixed rate.
@@ -192,6 +194,7 @@ impl Flow {
             time: Duration::try_from_secs_f64(seconds)?,
             patience: Duration::from_millis(self.patience),
             watch: self.watch.unwrap_or(preset.watch),
+            names: preset.names,
         };
         let Plan { subscribers, channels, publishers, burst, publishes, .. } = plan;
         if [subscribers as u64, channels as u64, publishers as u64, burst, publishes].contains(&0) {
