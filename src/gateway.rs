@@ -105,6 +105,7 @@ impl Gateway {
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
         let RolloutConfig { drain, .. } = config.rollout;
+        let has_old = legacy.upstream().is_some();
         let (taking, moved) = (Arc::clone(&legacy), rollouts.clone());
         rolled::keep_moving(taking, moved, drain.rate, &lifecycle.connections);
         let (connection, limits) = (config.connection, config.limits);
@@ -112,7 +113,7 @@ impl Gateway {
         let floor = Arc::new(floor);
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
-        let mover = Mover::new(Arc::clone(&floor), drain);
+        let mover = Mover::new(Arc::clone(&floor), drain, has_old);
         let stopping = lifecycle.connections.stopping().clone();
         lifecycle.connections.spawn("mover", async move {
             let _ = stopping.run_until_cancelled(mover.run()).await;

@@ -243,6 +243,9 @@ function dial(transport: TransportName, overlap = false): Link | undefined {
 }
 
 /** A stream's address names one channel; the others are subscribed to once it is open. */
+/** By this it says that it understands `migrate`. */
+const CLIENT = "web/0.1.0";
+
 function stream(link: Link, overlap: boolean): string {
   const [request] = s.requests.values();
   const [channel] = [...s.channels.keys()].filter((name) => !s.channels.get(name)?.barred);
@@ -252,7 +255,8 @@ function stream(link: Link, overlap: boolean): string {
   const { position: since, presence = false } = s.channels.get(named) ?? {};
   link.subscriptions.set(named, { stage: "asked", request: 0, presence, shown: "null" });
   const { session, unit, token } = s;
-  const asked = { since, session, unit, token, presence: presence && "1", overlap: overlap && "1" };
+  const flags = { presence: presence && "1", overlap: overlap && "1" };
+  const asked = { client: CLIENT, since, session, unit, token, ...flags };
   const given = Object.entries(asked).filter((pair): pair is [string, string] => !!pair[1]);
   return `?${new URLSearchParams([["format", "frames"], ["channel", named], ...given])}`;
 }
@@ -265,7 +269,7 @@ function opened(link: Link): void {
   const { session, token, unit } = s;
   const overlap = link === s.next || undefined;
   link.askedAt = now;
-  const who = { client: "web/0.1.0", unit, session, token, overlap };
+  const who = { client: CLIENT, unit, session, token, overlap };
   send(link, { type: "connect", id: ++s.counter, ...who } as ClientFrame);
 }
 

@@ -106,6 +106,8 @@ pub struct Mover {
     pace: Pace,
     asked: u64,
     surveys: u64,
+    /// There is an old system to go back to.
+    has_old: bool,
 }
 
 #[derive(Debug)]
@@ -132,7 +134,7 @@ const CUT_OFF: Duration = Duration::from_secs(5);
 
 impl Mover {
     /// One that has asked nobody yet.
-    pub fn new(floor: Arc<Floor>, config: DrainConfig) -> Self {
+    pub fn new(floor: Arc<Floor>, config: DrainConfig, has_old: bool) -> Self {
         Self {
             floor,
             config,
@@ -141,6 +143,7 @@ impl Mover {
             pace: Pace::default(),
             asked: 0,
             surveys: 0,
+            has_old,
         }
     }
 
@@ -168,7 +171,7 @@ impl Mover {
     async fn survey(&mut self) {
         let flags = self.floor.rollouts.board.now();
         let standing = flags.get(TRANSPORT).cloned();
-        let takeover = flags.get(TAKEOVER).cloned();
+        let takeover = flags.get(TAKEOVER).filter(|_| self.has_old).cloned();
         let forward = flags.cut_off.is_none_or(|since| since.elapsed() < CUT_OFF);
         let sessions = self.floor.sessions.iter();
         let clients: Vec<Arc<Client>> = sessions.flat_map(|clients| clients.to_vec()).collect();
@@ -234,10 +237,11 @@ impl Mover {
             return;
         }
         match flag.course.stop {
-            Some(Stop::Hard) if is_new => {
+            // Whoever comes after the stop, and asked for no route, is served.
+            Some(Stop::Hard) if is_new && client.arrived < flag.changed_at => {
                 desk.superseded = true;
                 drop(desk);
-                let reason = Some(flag.course.reason.as_str().into());
+                let reason = Some("rollback".into());
                 let parting = Parting { reason, ..Parting::from(CloseCode::Draining) };
                 return client.part(parting);
             }

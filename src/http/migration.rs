@@ -154,13 +154,37 @@ pub(super) async fn emergency_stop(
     let by = By { reason: reason(order.reason)?, ..by };
     let change = Change::EmergencyStop(order.mode.unwrap_or_default());
     let board = &edge.floor.rollouts.board;
-    let (mut stopped, mut kept) = (Vec::new(), true);
-    for standing in board.now().all() {
-        let changed = board.change(&standing.flag.component, &change, None, &by).await?;
-        kept &= changed.kept;
-        stopped.push(shown(&changed.now));
+    if !board.now().read {
+        let message =
+            "this node has not read the rollouts yet: ask another one, or again in a moment";
+        return Err(ApiError::new(ErrorCode::Unavailable, message));
     }
-    Ok((status(kept), Json(json!({ "flags": stopped, "kept": kept }))).into_response())
+    // What is known here stops at once; what was begun elsewhere a moment ago, after a look.
+    let (mut stopped, mut kept) = (Map::new(), true);
+    let mut failed = Vec::new();
+    for _ in 0..2 {
+        for standing in board.now().all() {
+            let component = &standing.flag.component;
+            if stopped.contains_key(component.as_str()) {
+                continue;
+            }
+            match board.change(component, &change, None, &by).await {
+                Ok(changed) => {
+                    kept &= changed.kept;
+                    stopped.insert(component.to_string(), shown(&changed.now));
+                }
+                Err(err) => failed.push(format!("{component}: {err}")),
+            }
+        }
+        if !kept || board.refresh().await.is_err() {
+            break;
+        }
+    }
+    if !failed.is_empty() {
+        return Err(ApiError::new(ErrorCode::Unavailable, failed.join("; ")));
+    }
+    let flags: Vec<_> = stopped.into_values().collect();
+    Ok((status(kept), Json(json!({ "flags": flags, "kept": kept }))).into_response())
 }
 
 #[derive(Deserialize)]

@@ -138,7 +138,10 @@ impl Evaluator {
     async fn look_at_all(&mut self) -> Result<(), BrokerError> {
         let flags = self.board.now();
         for standing in flags.all() {
-            if matches!(standing.flag.course.status, Status::Running | Status::Paused) {
+            // Also what is frozen or completed: who is on the new side can still come to harm.
+            let course = &standing.flag.course;
+            let goes = matches!(course.status, Status::Running | Status::Paused);
+            if goes || 0 < course.percentage.thousandths() {
                 self.look_at(standing).await?;
             }
         }
@@ -160,6 +163,7 @@ impl Evaluator {
             events: seen_of(&measured.current.new),
             demand,
             reasons: asking.iter().map(|verdict| verdict.sentence.clone()).collect(),
+            asking: asking.iter().map(|verdict| verdict.name.to_string()).collect(),
             waits_for: self.waits_for(standing),
         };
         let figures = json!({ "verdicts": verdicts, "measured": shown(&measured) });
@@ -176,13 +180,14 @@ impl Evaluator {
             measured: shown(&measured),
         };
         let text = serde_json::to_string(&finding).unwrap_or_default();
-        self.store.tell(&format!("{FINDINGS}{component}"), &text, KEEP).await?;
+        let key = format!("{FINDINGS}{component}");
+        let shown = self.store.tell(&key, &text, KEEP).await;
         match changed {
             Ok(changed) => self.tell(standing, &changed.now, changed.acts, &figures),
             Err(err) if rolls_back => warn!(%component, %err, "a rollback could not be kept"),
             Err(err) => debug!(%component, %err, "a look came to nothing"),
         }
-        Ok(())
+        shown
     }
 
     async fn measured(&self, component: &Component, epoch: u64) -> Result<Measured, BrokerError> {
