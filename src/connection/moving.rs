@@ -211,6 +211,9 @@ impl Mover {
         if desk.is_closed() || desk.superseded || desk.parting().is_some() {
             return;
         }
+        if desk.identity.as_ref().is_some_and(|identity| identity.own) {
+            return;
+        }
         let is_new = !client.format.is_sse();
         let understands = desk.mobility.understands();
         let tally = &mut found.tally;

@@ -18,12 +18,12 @@ use tracing::{debug, info, warn};
 use super::{
     Place,
     board::{Board, By, Standing},
-    flag::{Change, Component},
+    flag::{Change, Component, Flag},
     guardrail::{self, Demand, Recent, Verdict},
     lease::Lease,
     measure::{Arm, Measured, Reports},
     meter::REPORTS,
-    schedule::{Act, Look, Status},
+    schedule::{Act, Look, Status, Validation},
 };
 use crate::{
     broker::{BrokerError, Store},
@@ -37,6 +37,8 @@ pub struct Evaluator {
     store: Arc<dyn Store>,
     node: String,
     recent: HashMap<Component, Recent>,
+    /// In which stage a validation was asked for by this node.
+    asked: HashMap<Component, u64>,
     news: mpsc::Sender<News>,
 }
 
@@ -102,8 +104,14 @@ impl Evaluator {
     pub fn start(board: Arc<Board>, place: &Place, stage: &Stage) -> mpsc::Receiver<News> {
         let (news, told) = mpsc::channel(NEWS);
         let store = Arc::clone(board.store());
-        let evaluator =
-            Self { board, store, node: place.node.clone(), recent: HashMap::new(), news };
+        let evaluator = Self {
+            board,
+            store,
+            node: place.node.clone(),
+            recent: HashMap::new(),
+            asked: HashMap::new(),
+            news,
+        };
         let lease = Lease::new("lease/evaluator", &place.run, LEASE);
         let stopping = stage.stopping().clone();
         stage.spawn("evaluator", async move {
@@ -183,11 +191,27 @@ impl Evaluator {
         let key = format!("{FINDINGS}{component}");
         let shown = self.store.tell(&key, &text, KEEP).await;
         match changed {
-            Ok(changed) => self.tell(standing, &changed.now, changed.acts, &figures),
+            Ok(changed) => {
+                self.tell(standing, &changed.now, changed.acts, &figures);
+                self.ask_again(&changed.now.flag);
+            }
             Err(err) if rolls_back => warn!(%component, %err, "a rollback could not be kept"),
             Err(err) => debug!(%component, %err, "a look came to nothing"),
         }
         shown
+    }
+
+    /// Who was asked to compare both sides may be gone.
+    fn ask_again(&mut self, flag: &Flag) {
+        let (component, stage) = (flag.component.clone(), flag.course.stage);
+        let asked = self.asked.get(&component) == Some(&stage);
+        if flag.course.validation != Validation::Asked || asked {
+            return;
+        }
+        self.asked.insert(component.clone(), stage);
+        if self.news.try_send(News::Validate { component, stage }).is_err() {
+            self.asked.clear();
+        }
     }
 
     async fn measured(&self, component: &Component, epoch: u64) -> Result<Measured, BrokerError> {
@@ -226,11 +250,8 @@ impl Evaluator {
                     let (component, figures) = (component.clone(), figures.clone());
                     News::Tell { component, action, urgent, text, figures }
                 }
-                Act::Validate => {
-                    let stage = now.flag.course.stage;
-                    News::Validate { component: component.clone(), stage }
-                }
-                Act::Begin { .. } | Act::Move { .. } => continue,
+                // The state says that it is asked for.
+                Act::Validate | Act::Begin { .. } | Act::Move { .. } => continue,
             };
             if self.news.try_send(news).is_err() {
                 warn!(%component, "news of a rollout were dropped: nobody takes them");
