@@ -4,7 +4,6 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    sync::mpsc,
     time::{Instant, interval, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
@@ -40,7 +39,7 @@ use crate::{
     memory,
     metrics::Metrics,
     node::Node,
-    rollout::{self, RolloutConfig, Rollouts, evaluator::News, source::SourceError},
+    rollout::{self, RolloutConfig, Rollouts, source::SourceError},
     validation::{Door, Validator},
 };
 
@@ -55,8 +54,7 @@ pub struct Gateway {
     rollouts: Rollouts,
     legacy: Arc<Legacy>,
     alerts: Arc<Alerts>,
-    door: Door,
-    news: mpsc::Receiver<News>,
+    validation: Arc<Validator>,
 }
 
 impl fmt::Debug for Gateway {
@@ -102,6 +100,15 @@ impl Gateway {
         };
         let (rollouts, news) = Rollouts::start(&node.store(), &place, &config.rollout, background)?;
         let legacy = Arc::new(legacy(&config, &node, &rollouts, &lifecycle)?);
+        let stop_listening = lifecycle.listening.stopping().clone();
+        let validation = Validator::new(Arc::clone(&auth), Arc::clone(&node), door, stop_listening);
+        let herald = Herald {
+            alerts: Arc::clone(&alerts),
+            validation: Arc::clone(&validation),
+            board: Arc::clone(&rollouts.board),
+            stage: lifecycle.cluster.clone(),
+        };
+        herald.start(news);
         Ok(Self {
             config,
             lifecycle,
@@ -112,8 +119,7 @@ impl Gateway {
             rollouts,
             legacy,
             alerts,
-            door,
-            news,
+            validation,
         })
     }
 
@@ -138,25 +144,12 @@ impl Gateway {
             rollouts,
             legacy,
             alerts,
-            door,
-            news,
+            validation,
         } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
-        let stop_listening = lifecycle.listening.stopping().clone();
-        let validation = Validator::new(Arc::clone(&auth), Arc::clone(&node), door, stop_listening);
-        let herald = Arc::new(Herald {
-            alerts: Arc::clone(&alerts),
-            validation: Arc::clone(&validation),
-            board: Arc::clone(&rollouts.board),
-            stage: lifecycle.cluster.clone(),
-        });
-        let stopped = lifecycle.cluster.stopping().clone();
-        lifecycle.cluster.spawn("herald", async move {
-            let _ = stopped.run_until_cancelled(herald.tell(news)).await;
-        });
         let RolloutConfig { drain, .. } = config.rollout;
         let has_old = legacy.upstream().is_some();
         let (taking, moved) = (Arc::clone(&legacy), rollouts.clone());
@@ -166,11 +159,7 @@ impl Gateway {
         let floor = Arc::new(floor);
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
-        let mover = Mover::new(Arc::clone(&floor), drain, has_old);
-        let stopping = lifecycle.connections.stopping().clone();
-        lifecycle.connections.spawn("mover", async move {
-            let _ = stopping.run_until_cancelled(mover.run()).await;
-        });
+        Mover::new(Arc::clone(&floor), drain, has_old).start(&lifecycle.connections);
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
         let refused = floor.node.metrics().refused.clone();
@@ -191,16 +180,21 @@ impl Gateway {
         lifecycle.listening.spawn("accept", accepting);
         stop.await;
         draining.cancel();
-        let from = Instant::now();
-        info!(delay = ?server.drain_delay, "stopping: not ready any more");
-        sleep_until(from + server.drain_delay).await;
-        info!("no new clients, goodbye to those who are here");
-        let abandoned = lifecycle.drain(server.shutdown_timeout).await;
-        if abandoned != 0 {
-            warn!(abandoned, "not everything ended within server.shutdown_timeout");
-        }
-        abandoned
+        part(&lifecycle, server.drain_delay, server.shutdown_timeout).await
     }
+}
+
+/// Not ready any more, then parts from everybody. Returns how many tasks had to be cut off.
+async fn part(lifecycle: &Lifecycle, delay: Duration, within: Duration) -> usize {
+    let from = Instant::now();
+    info!(?delay, "stopping: not ready any more");
+    sleep_until(from + delay).await;
+    info!("no new clients, goodbye to those who are here");
+    let abandoned = lifecycle.drain(within).await;
+    if abandoned != 0 {
+        warn!(abandoned, "not everything ended within server.shutdown_timeout");
+    }
+    abandoned
 }
 
 fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {

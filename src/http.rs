@@ -154,6 +154,7 @@ pub fn router(edge: Edge) -> Router {
     // Pages have no business with what orchestrators and Prometheus ask.
     let for_pages = Router::new()
         .route("/", any(page::demo))
+        .route("/dashboard", get(page::dashboard))
         .route("/ws", get(websocket::open))
         .route("/events", get(events::open))
         .route("/events/{session}", post(events::ask))

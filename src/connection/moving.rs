@@ -19,7 +19,7 @@ use super::{
     orders::Parting,
 };
 use crate::{
-    lifecycle,
+    lifecycle::{self, Stage},
     metrics::TransportLabel,
     protocol::{CloseCode, ServerFrame, frame::About},
     rollout::{
@@ -147,8 +147,15 @@ impl Mover {
         }
     }
 
-    /// Looks and asks, until it is dropped.
-    pub async fn run(mut self) {
+    /// Looks and asks, until the stage stops.
+    pub fn start(self, stage: &Stage) {
+        let stopping = stage.stopping().clone();
+        stage.spawn("mover", async move {
+            let _ = stopping.run_until_cancelled(self.run()).await;
+        });
+    }
+
+    async fn run(mut self) {
         let mut changes = self.floor.rollouts.board.changes();
         let (mut survey, mut tick) = (interval(SURVEY), interval(TICK));
         survey.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,7 +185,7 @@ impl Mover {
         let epoch = self.floor.rollouts.meter.epoch();
         let mut found = Found { forward, epoch, takeover, ..Found::default() };
         self.surveys += 1;
-        found.weighs = self.surveys % WEIGHED == 0;
+        found.weighs = self.surveys.is_multiple_of(WEIGHED);
         for piece in clients.chunks(PIECE) {
             for client in piece {
                 self.look_at(client, standing.as_deref(), &mut found);

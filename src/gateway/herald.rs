@@ -33,8 +33,17 @@ const LISTEN: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(30);
 
 impl Herald {
-    /// Tells, until nobody has news any more.
-    pub(super) async fn tell(self: Arc<Self>, mut news: mpsc::Receiver<News>) {
+    /// Begins to tell.
+    pub(super) fn start(self, news: mpsc::Receiver<News>) {
+        let (stage, stopping) = (self.stage.clone(), self.stage.stopping().clone());
+        let herald = Arc::new(self);
+        stage.spawn("herald", async move {
+            let _ = stopping.run_until_cancelled(herald.tell(news)).await;
+        });
+    }
+
+    /// Until nobody has news any more.
+    async fn tell(self: Arc<Self>, mut news: mpsc::Receiver<News>) {
         while let Some(news) = news.recv().await {
             match news {
                 News::Tell { component, action, urgent, text, figures } => {

@@ -21,6 +21,7 @@ use super::{
     error::{ApiError, read_body},
 };
 use crate::{
+    alert::{Alert, Happening},
     auth::{Identity, Scope},
     broker::store::Note,
     protocol::ErrorCode,
@@ -28,7 +29,7 @@ use crate::{
         board::{By, ChangeError, Changed, Entry, Standing},
         cohort::Percentage,
         flag::{Change, Component, Settings, TRANSPORT},
-        schedule::Stop,
+        schedule::{Act, Stop},
         tally::Figures,
     },
 };
@@ -258,8 +259,19 @@ impl Edge {
         version: Option<u64>,
         by: By,
     ) -> Result<Response, ApiError> {
-        let Changed { now, kept, .. } =
+        let Changed { now, kept, acts } =
             self.floor.rollouts.board.change(component, change, version, &by).await?;
+        for act in acts {
+            if let Act::Tell { urgent, text } = act {
+                self.alerts.raise(Alert {
+                    component: component.to_string(),
+                    happening: Happening::of_action(change.name()),
+                    urgent,
+                    text: format!("{text} (by {})", by.name),
+                    figures: None,
+                });
+            }
+        }
         let mut body = shown(&now);
         body["kept"] = json!(kept);
         if !kept {

@@ -164,7 +164,13 @@ impl Evaluator {
         let recent = self.recent.entry(component.clone()).or_default();
         recent.look(&measured, flag.guardrails.tripwires.window_seconds, now);
         let verdicts = guardrail::judge(&flag.guardrails, &measured, recent, now);
-        let (demand, asking) = guardrail::demand(&verdicts);
+        // Nodes need a moment to tell of a stage that has just begun.
+        let patience = 1000 * flag.guardrails.fresh_within_seconds;
+        let young = measured.nodes == 0 && now < flag.changed_at + patience;
+        let (demand, asking) = match young {
+            true => (Demand::Nothing, Vec::new()),
+            false => guardrail::demand(&verdicts),
+        };
         let look = Look {
             of: measured.window.map_or((0, 0), |window| (window.epoch, window.stage)),
             users: measured.current.new.users,
