@@ -152,7 +152,11 @@ test("it asks for its route as the same one each time, or by its token, and keep
   }
   const url = `http://gateway/rt/api/route?client=${kept.get("crossfade:unit")}&transport=`;
   const mine = [expect.stringContaining(url), null];
-  expect(asked).toEqual([mine, mine, [expect.stringContaining("http://gateway/rt/api/route?"), "Bearer t"]]);
+  expect(asked).toEqual([
+    mine,
+    mine,
+    [expect.stringContaining("http://gateway/rt/api/route?"), "Bearer t"],
+  ]);
 });
 
 test("what is no channel name is refused where it is written", () => {
