@@ -597,3 +597,6 @@ fn action(change: &Change, before: &Flag, after: &Flag) -> &'static str {
         _ => "hold",
     }
 }
+
+#[cfg(test)]
+mod tests;
