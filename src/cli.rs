@@ -109,6 +109,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 fn check(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref())?;
     Auth::new(&config.auth, config.permissions(), &Stage::default())?;
+    config.alerts.check()?;
     println!("{}", toml::to_string(&config)?);
     Ok(ExitCode::SUCCESS)
 }

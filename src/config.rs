@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
+    alert::AlertConfig,
     auth::{Access, AuthConfig, Permissions, Rules},
     broker::{
         BrokerKind, Retention, Retentions, memory::MemoryConfig, postgres::PostgresConfig,
@@ -28,6 +29,7 @@ use crate::{
     rollout::RolloutConfig,
     session::LimitsConfig,
     telemetry::TelemetryConfig,
+    validation::ValidationConfig,
 };
 
 /// All settings. config.toml states each with its default and a sentence.
@@ -50,6 +52,10 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// How clients are moved from one transport to another.
     pub rollout: RolloutConfig,
+    /// What people are told of rollouts, and who is.
+    pub alerts: AlertConfig,
+    /// How both sides of a rollout are compared.
+    pub validation: ValidationConfig,
     /// How clients' connections are kept.
     pub connection: ConnectionConfig,
     /// How much a client or a publisher may ask for.
@@ -119,6 +125,8 @@ impl Default for Config {
             node: NodeConfig::default(),
             cluster: ClusterConfig::default(),
             rollout: RolloutConfig::default(),
+            alerts: AlertConfig::default(),
+            validation: ValidationConfig::default(),
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
             legacy: LegacyConfig::default(),
@@ -214,6 +222,9 @@ impl Config {
         at_least("node.head_check", self.node.head_check, Duration::from_millis(100))?;
         at_least("dedup.window", self.dedup.window, second)?;
         at_least("rollout.poll", self.rollout.poll, Duration::from_millis(50))?;
+        at_least("alerts.timeout", self.alerts.timeout, Duration::from_millis(100))?;
+        at_least("alerts.backoff_min", self.alerts.backoff_min, Duration::from_millis(1))?;
+        at_least("alerts.take_over", self.alerts.take_over, second)?;
         at_least("cluster.node_timeout", self.cluster.node_timeout, second)?;
         at_least("cluster.presence_batch", self.cluster.presence_batch, Duration::from_millis(1))?;
         for (key, value) in [
@@ -292,7 +303,7 @@ impl ConfigError {
         let key = err.path().to_string();
         let mut reason = err.inner().message().to_owned();
         // What stands there may be a secret.
-        if key.starts_with("auth") || key.contains("url") {
+        if key.starts_with("auth") || key.starts_with("alerts") || key.contains("url") {
             reason = without_quoted(&reason);
         }
         let remedy = if reason.starts_with("unknown field") {

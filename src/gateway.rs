@@ -4,7 +4,6 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    sync::mpsc,
     time::{Instant, interval, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
@@ -12,7 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+mod herald;
+
+use self::herald::Herald;
 use crate::{
+    alert::{AlertError, Alerts, Place},
     auth::{Auth, AuthError},
     broker::{
         Broker, BrokerError, BrokerKind, Feed, Health,
@@ -36,7 +39,8 @@ use crate::{
     memory,
     metrics::Metrics,
     node::Node,
-    rollout::{Place, RolloutConfig, Rollouts, evaluator::News, source::SourceError},
+    rollout::{self, RolloutConfig, Rollouts, source::SourceError},
+    validation::{Door, Validator},
 };
 
 /// A gateway that has its address and is about to serve it.
@@ -49,6 +53,8 @@ pub struct Gateway {
     node: Arc<Node>,
     rollouts: Rollouts,
     legacy: Arc<Legacy>,
+    alerts: Arc<Alerts>,
+    validation: Arc<Validator>,
 }
 
 impl fmt::Debug for Gateway {
@@ -67,25 +73,54 @@ impl Gateway {
         let listener = accept::listen(&config.server)
             .map_err(|source| GatewayError::Listen { listen, source })?;
         let tls = accept::tls(&config.server.tls)?;
+        let address = listener.local_addr().unwrap_or(listen);
+        let door = Door::new(
+            config.validation.through.unwrap_or(address),
+            accept::certificate(&config.server.tls)?,
+        )?;
         let lifecycle = Lifecycle::default();
         let auth = Auth::new(&config.auth, config.permissions(), &lifecycle.background)?;
         let broker = broker(&config, &lifecycle)?;
         let metrics = Arc::new(Metrics::new());
         let background = &lifecycle.background;
         let node = Node::start(&config.node, &config.dedup, broker, metrics, background);
+        let place =
+            Place { environment: config.auth.environment.clone(), node: node.name().to_string() };
+        // They lean on the store, so they end before it.
+        let stage = &lifecycle.cluster;
+        let alerts = Alerts::start(node.store(), &config.alerts, place, node.metrics(), stage)?;
         if let Some(within) = config.broker.start_timeout {
             require(&node, within).await?;
         }
-        let place = Place {
+        let place = rollout::Place {
             node: node.name().to_string(),
             run: Uuid::new_v4().to_string(),
             environment: config.auth.environment.clone(),
             memory: memory::used_share,
         };
         let (rollouts, news) = Rollouts::start(&node.store(), &place, &config.rollout, background)?;
-        background.spawn("news", tell(news, background.stopping().clone()));
         let legacy = Arc::new(legacy(&config, &node, &rollouts, &lifecycle)?);
-        Ok(Self { config, lifecycle, listener, tls, auth, node, rollouts, legacy })
+        let stop_listening = lifecycle.listening.stopping().clone();
+        let validation = Validator::new(Arc::clone(&auth), Arc::clone(&node), door, stop_listening);
+        let herald = Herald {
+            alerts: Arc::clone(&alerts),
+            validation: Arc::clone(&validation),
+            board: Arc::clone(&rollouts.board),
+            stage: lifecycle.cluster.clone(),
+        };
+        herald.start(news);
+        Ok(Self {
+            config,
+            lifecycle,
+            listener,
+            tls,
+            auth,
+            node,
+            rollouts,
+            legacy,
+            alerts,
+            validation,
+        })
     }
 
     /// Where it listens.
@@ -99,12 +134,24 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, auth, node, rollouts, legacy } = self;
+        let Self {
+            config,
+            lifecycle,
+            listener,
+            tls,
+            auth,
+            node,
+            rollouts,
+            legacy,
+            alerts,
+            validation,
+        } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
         let RolloutConfig { drain, .. } = config.rollout;
+        let has_old = legacy.upstream().is_some();
         let (taking, moved) = (Arc::clone(&legacy), rollouts.clone());
         rolled::keep_moving(taking, moved, drain.rate, &lifecycle.connections);
         let (connection, limits) = (config.connection, config.limits);
@@ -112,11 +159,7 @@ impl Gateway {
         let floor = Arc::new(floor);
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
-        let mover = Mover::new(Arc::clone(&floor), drain);
-        let stopping = lifecycle.connections.stopping().clone();
-        lifecycle.connections.spawn("mover", async move {
-            let _ = stopping.run_until_cancelled(mover.run()).await;
-        });
+        Mover::new(Arc::clone(&floor), drain, has_old).start(&lifecycle.connections);
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
         let refused = floor.node.metrics().refused.clone();
@@ -127,6 +170,8 @@ impl Gateway {
             server: Arc::clone(&server),
             gate: Arc::clone(&gate),
             connections,
+            alerts,
+            validation,
             draining: draining.clone(),
             legacy,
         };
@@ -135,25 +180,21 @@ impl Gateway {
         lifecycle.listening.spawn("accept", accepting);
         stop.await;
         draining.cancel();
-        let from = Instant::now();
-        info!(delay = ?server.drain_delay, "stopping: not ready any more");
-        sleep_until(from + server.drain_delay).await;
-        info!("no new clients, goodbye to those who are here");
-        let abandoned = lifecycle.drain(server.shutdown_timeout).await;
-        if abandoned != 0 {
-            warn!(abandoned, "not everything ended within server.shutdown_timeout");
-        }
-        abandoned
+        part(&lifecycle, server.drain_delay, server.shutdown_timeout).await
     }
 }
 
-/// Says what came of the rollouts.
-async fn tell(mut news: mpsc::Receiver<News>, stopping: CancellationToken) {
-    while let Some(Some(news)) = stopping.run_until_cancelled(news.recv()).await {
-        if let News::Tell { component, urgent, text, .. } = news {
-            warn!(%component, urgent, "{text}");
-        }
+/// Not ready any more, then parts from everybody. Returns how many tasks had to be cut off.
+async fn part(lifecycle: &Lifecycle, delay: Duration, within: Duration) -> usize {
+    let from = Instant::now();
+    info!(?delay, "stopping: not ready any more");
+    sleep_until(from + delay).await;
+    info!("no new clients, goodbye to those who are here");
+    let abandoned = lifecycle.drain(within).await;
+    if abandoned != 0 {
+        warn!(abandoned, "not everything ended within server.shutdown_timeout");
     }
+    abandoned
 }
 
 fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {
@@ -219,12 +260,18 @@ pub enum GatewayError {
     /// TLS cannot be spoken.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The gateway cannot come to itself by TLS.
+    #[error("TLS cannot be spoken to this node itself: {0}")]
+    Door(#[from] rustls::Error),
     /// A key cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),
     /// The source of a rollout's percentage cannot be asked.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// A webhook cannot be used.
+    #[error(transparent)]
+    Alert(#[from] AlertError),
     /// The broker's settings are impossible.
     #[error(transparent)]
     Broker(#[from] BrokerError),

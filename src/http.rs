@@ -4,6 +4,7 @@
 //! The state they share is handles only. How sockets are accepted is [`accept`]'s business.
 
 pub mod accept;
+mod alerts;
 mod bearer;
 mod channels;
 mod dashboard;
@@ -22,6 +23,7 @@ mod proxy;
 mod publish;
 mod pulse;
 mod route;
+mod validation;
 mod websocket;
 
 use std::{
@@ -50,7 +52,9 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{connection::Floor, legacy::Legacy, lifecycle::Stage};
+use crate::{
+    alert::Alerts, connection::Floor, legacy::Legacy, lifecycle::Stage, validation::Validator,
+};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +125,10 @@ pub struct Edge {
     pub gate: Arc<Gate>,
     /// Where clients' tasks belong.
     pub connections: Stage,
+    /// What people are told.
+    pub alerts: Arc<Alerts>,
+    /// What compares both sides of a rollout.
+    pub validation: Arc<Validator>,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
     /// The system that the gateway takes over from.
@@ -128,8 +136,12 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Lets the client in that a request comes from.
-    fn admit(&self, request: &Request) -> Result<Admission, Refusal> {
+    /// Lets the client in that a request comes from. The gateway's own sessions all have one address
+    /// and come at once.
+    fn admit(&self, request: &Request, own: bool) -> Result<Admission, Refusal> {
+        if own {
+            return self.gate.admit_own();
+        }
         let peer = request.extensions().get::<Peer>();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
         let ip = proxy::client_ip(peer, request.headers(), &self.server.trusted_proxies);
@@ -142,6 +154,7 @@ pub fn router(edge: Edge) -> Router {
     // Pages have no business with what orchestrators and Prometheus ask.
     let for_pages = Router::new()
         .route("/", any(page::demo))
+        .route("/dashboard", get(page::dashboard))
         .route("/ws", get(websocket::open))
         .route("/events", get(events::open))
         .route("/events/{session}", post(events::ask))
@@ -158,6 +171,12 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/migration/dashboard", get(dashboard::now))
         .route("/api/migration/dashboard/stream", get(dashboard::live))
         .route("/api/migration/history", get(migration::history))
+        .route(
+            "/api/migration/validation/{component}",
+            get(validation::newest).post(validation::start),
+        )
+        .route("/api/migration/alerts", get(alerts::list))
+        .route("/api/migration/alerts/{id}/acknowledge", post(alerts::acknowledge))
         .route("/api/migration/{verb}/{component}", post(migration::order))
         .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
         .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))

@@ -7,6 +7,7 @@
 //! is the edge, [`gateway`] wires all of it.
 //! ARCHITECTURE.md has the table of who may import whom; a test keeps it.
 
+pub mod alert;
 pub mod auth;
 pub mod broker;
 pub mod cli;
@@ -26,3 +27,4 @@ pub mod protocol;
 pub mod rollout;
 pub mod session;
 pub mod telemetry;
+pub mod validation;

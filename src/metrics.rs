@@ -51,6 +51,14 @@ pub struct Metrics {
     pub presence_frames: Counter,
     /// Clients asked to move, by the transport they were asked to move to.
     pub asked_to_move: Family<TransportLabel, Counter>,
+    /// Alerts raised on this node.
+    pub alerts: Counter,
+    /// Alerts that webhooks have heard of.
+    pub webhooks_sent: Family<WebhookLabel, Counter>,
+    /// Alerts that webhooks would not take, or could not in time.
+    pub webhooks_failed: Family<WebhookLabel, Counter>,
+    /// Webhooks that rest because they failed again and again.
+    pub webhooks_broken: Gauge,
     /// Whether the broker can be reached.
     pub broker_up: Gauge,
     /// Taking over from the old system.
@@ -147,6 +155,13 @@ pub struct TransportLabel {
     pub transport: &'static str,
 }
 
+/// Which webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WebhookLabel {
+    /// Its name.
+    pub webhook: String,
+}
+
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CloseLabel {
@@ -197,6 +212,12 @@ impl Metrics {
                 .counter("presence_frames", "Frames about presence that went to clients"),
             asked_to_move: in_registry
                 .family("clients_asked_to_move", "Clients asked to move, by transport"),
+            alerts: in_registry.counter("alerts", "Alerts raised on this node"),
+            webhooks_sent: in_registry.family("webhooks_sent", "Alerts that webhooks took"),
+            webhooks_failed: in_registry
+                .family("webhooks_failed", "Alerts that webhooks did not take"),
+            webhooks_broken: in_registry
+                .gauge("webhooks_broken", "Webhooks that rest after failing again and again"),
             broker_up: in_registry.gauge("broker_up", "1 while the broker can be reached"),
             legacy: LegacyMetrics::new(&mut in_registry),
             registry,

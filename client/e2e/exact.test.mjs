@@ -10,8 +10,9 @@ before(async () => {
 after(() => browser.stop());
 
 /** A page that listens to one channel, through a proxy. */
-async function scene(t, { url, options = {}, settings = {} } = {}) {
+async function scene(t, { url, options = {}, settings = {}, prepare } = {}) {
   const gateway = await Gateway.start(settings);
+  await prepare?.(gateway);
   const proxy = await Network.to(gateway.port);
   const page = await browser.page();
   t.after(async () => {
@@ -65,6 +66,35 @@ test("500 events a second, while the page moves SSE, WebSocket, SSE", async (t) 
   const { told } = await complete(publisher);
   // Nobody notices but by being told.
   assert.deepEqual(types(told), ["connected", ...Array(5).fill("migrated")]);
+});
+
+test("the flag is flipped to WebSocket and back while 500 events a second flow", async (t) => {
+  const order = async (gateway, path, body, method = "POST") => {
+    const url = `${gateway.url}/api/migration/${path}/websocket-transport`;
+    const answer = await fetch(url, { method, body: JSON.stringify(body) });
+    assert.equal(answer.status, 200, await answer.text());
+  };
+  const settings = { CROSSFADE_ROLLOUT__DRAIN__WITHIN: "200ms" };
+  const prepare = (gateway) => order(gateway, "start", { percentage: 0 });
+  const { gateway, page, complete } = await scene(t, { settings, prepare });
+  assert.equal(await page.evaluate(() => client.transport), "sse");
+  const publisher = new Publisher(gateway, "orders:1");
+  const goes = async (to) => {
+    await page.waitForFunction((to) => client.transport === to, to);
+    const count = await page.evaluate(() => got.length);
+    await page.waitForFunction((count) => got.length > count + 200, count);
+  };
+  await order(gateway, "feature-flags", { rolloutPercentage: 100 }, "PUT");
+  await goes("websocket");
+  // Killed in the middle, it forgets nothing: the flag is in Redis.
+  await gateway.kill();
+  await gateway.run();
+  await goes("websocket");
+  await order(gateway, "rollback", { reason: "to see the way back" });
+  await goes("sse");
+  const { told } = await complete(publisher);
+  const moves = told.filter(({ type }) => type === "migrated").map(({ reason }) => reason);
+  assert.deepEqual(moves, ["rollout", "rollback"]);
 });
 
 test("the gateway is killed and comes back, over either transport", async (t) => {

@@ -9,6 +9,7 @@ import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { build } from "esbuild";
 import { chromium } from "playwright-core";
 import { eventually, faults } from "./support.mjs";
 
@@ -254,6 +255,51 @@ test("4 the gateway serves the stream, while events flow", { timeout: 120_000 },
   await shell.run({ command: `restart ${ports["8081"]}; restart ${ports["8080"]}`, output: [] });
   await expectAll("over a restart");
 });
+
+test(
+  "5 a page with the client goes to WebSocket, the unchanged one stays",
+  { timeout: 120_000 },
+  async () => {
+    const [start, half, all] = sections().get("5");
+    await shell.run(start);
+    const { outputFiles } = await build({
+      entryPoints: [join(root, "client/src/index.ts")],
+      bundle: true,
+      format: "iife",
+      globalName: "crossfade",
+      write: false,
+    });
+    const other = await browser.newPage();
+    await other.goto(`http://127.0.0.1:${ports["8080"]}/`);
+    await other.addScriptTag({ content: outputFiles[0].text });
+    const from = publisher.sent;
+    await other.evaluate(() => {
+      window.news = [];
+      window.client = crossfade.createClient({ url: location.origin });
+      client.channel("room:42").listen((message) => news.push(message.data.n));
+    });
+    await other.waitForFunction(() => client.state === "connected");
+    assert.equal(await other.evaluate(() => client.transport), "sse");
+    publisher.begin();
+    await other.waitForFunction(() => news.length > 50);
+    await shell.run(half);
+    await shell.run(all);
+    await other.waitForFunction(() => client.transport === "websocket");
+    const until = publisher.sent + 100;
+    await eventually("more are sent", () => publisher.sent >= until);
+    await expectAll("while another page moves to WebSocket");
+    await eventually("the other page has them too", async () => {
+      return (await other.evaluate(() => news.at(-1))) === publisher.sent - 1;
+    });
+    const news = await other.evaluate(() => window.news);
+    assert.deepEqual(
+      news,
+      [...Array(publisher.sent - news[0]).keys()].map((n) => n + news[0]),
+    );
+    assert.ok(news[0] >= from);
+    await other.close();
+  },
+);
 
 test("and back, as the page says", { timeout: 120_000 }, async () => {
   const before = await opened();

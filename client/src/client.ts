@@ -232,7 +232,8 @@ export function createClient(options: ClientOptions = {}): Client {
       if (what === "token") return happen({ type, ask, token: await getToken?.() });
       const { token } = state;
       const headers = new Headers(token ? { Authorization: `Bearer ${token}` } : []);
-      const who = token || !unit ? "" : `?client=${unit}`;
+      const { transport } = state.link ?? state.route ?? {};
+      const who = `?${unit ? `client=${unit}&` : ""}transport=${transport ?? ""}`;
       const response = await world.fetch(`${base}/api/route${who}`, { headers });
       const route: Route | undefined = response.ok ? await response.json() : undefined;
       // No answer is an answer too: both transports, the WebSocket first.

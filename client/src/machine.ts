@@ -40,6 +40,7 @@ import { close, count, dice, effects, emit, links, now, s, send, turn } from "./
 
 export { begin } from "./state.js";
 
+/** By this it says that it understands `migrate`. */
 const CLIENT = "web/0.1.0";
 const HEARTBEAT = 25_000;
 /** A connection has to be up by then where there is no other way to fall back to. */
@@ -253,15 +254,8 @@ function stream(link: Link, overlap: boolean): string {
   const { position: since, presence = false } = s.channels.get(named) ?? {};
   link.subscriptions.set(named, { stage: "asked", request: 0, presence, shown: "null" });
   const { session, unit, token } = s;
-  const asked = {
-    since,
-    session,
-    client: CLIENT,
-    unit,
-    token,
-    presence: presence && "1",
-    overlap: overlap && "1",
-  };
+  const flags = { presence: presence && "1", overlap: overlap && "1" };
+  const asked = { client: CLIENT, since, session, unit, token, ...flags };
   const given = Object.entries(asked).filter((pair): pair is [string, string] => !!pair[1]);
   return `?${new URLSearchParams([["format", "frames"], ["channel", named], ...given])}`;
 }

@@ -4,6 +4,9 @@
 //! an SSE record ends and nothing of what is inside. A connection without half a frame holds no
 //! memory here, because there are tens of thousands of them.
 
+#[cfg(test)]
+mod tests;
+
 use std::{fmt, mem};
 
 use memchr::{memchr, memmem};
@@ -17,6 +20,8 @@ pub enum Wire {
     EventStream,
     /// RFC 6455 frames from the first byte on.
     BareFrames,
+    /// Values of Redis's protocol, version 2.
+    Resp,
 }
 
 /// What a server said.
@@ -24,7 +29,7 @@ pub enum Wire {
 pub enum Heard<'a> {
     /// The response's head, without the empty line.
     Head(&'a [u8]),
-    /// A text frame's payload, or an SSE record's lines.
+    /// A text frame's payload, an SSE record's lines, or a whole RESP value.
     Message(&'a [u8]),
     /// A WebSocket ping.
     Ping(&'a [u8]),
@@ -69,7 +74,7 @@ impl std::error::Error for FrameError {}
 impl FrameReader {
     /// A reader at the start of a connection.
     pub fn new(wire: Wire) -> Self {
-        Self { wire, headed: wire == Wire::BareFrames, rest: Vec::new() }
+        Self { wire, headed: matches!(wire, Wire::BareFrames | Wire::Resp), rest: Vec::new() }
     }
 
     /// Takes what came next and tells `hear` of everything that is complete by now.
@@ -124,6 +129,7 @@ impl FrameReader {
         match self.wire {
             Wire::EventStream => Ok(take_record(bytes, hear)),
             Wire::WebSocket | Wire::BareFrames => take_frame(bytes, hear),
+            Wire::Resp => Ok(resp_len(bytes).inspect(|len| hear(Heard::Message(&bytes[..*len])))),
         }
     }
 }
@@ -141,6 +147,23 @@ fn take_record(bytes: &[u8], hear: &mut dyn FnMut(Heard<'_>)) -> Option<usize> {
         }
         line = end + 1;
     }
+}
+
+/// The length of the first RESP value; none until all of it is there.
+pub fn resp_len(bytes: &[u8]) -> Option<usize> {
+    let line = memchr(b'\n', bytes)?;
+    let mut end = line + 1;
+    let number = || str::from_utf8(&bytes[1..line]).ok()?.trim_end().parse::<i64>().ok();
+    match bytes[0] {
+        b'$' => end += number().and_then(|len| usize::try_from(len).ok()).map_or(0, |len| len + 2),
+        b'*' => {
+            for _ in 0..number().unwrap_or(0) {
+                end += resp_len(bytes.get(end..)?)?;
+            }
+        }
+        _ => {}
+    }
+    (end <= bytes.len()).then_some(end)
 }
 
 fn take_frame(bytes: &[u8], hear: &mut dyn FnMut(Heard<'_>)) -> Result<Option<usize>, FrameError> {
@@ -207,83 +230,5 @@ fn head(first: u8, masked: u8, len: usize) -> Vec<u8> {
         (Ok(len @ ..126), _) => vec![first, masked | len],
         (_, Ok(len)) => [[first, masked | 126], len.to_be_bytes()].concat(),
         (_, Err(_)) => [&[first, masked | 127], &(len as u64).to_be_bytes()[..]].concat(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::{collection::vec, prelude::*};
-
-    use super::*;
-
-    const HEAD: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n";
-
-    /// Feeds `bytes` in pieces of the given sizes and writes down what is heard.
-    fn heard(wire: Wire, bytes: &[u8], cuts: &[usize]) -> Result<Vec<String>, FrameError> {
-        let mut reader = FrameReader::new(wire);
-        let mut heard = Vec::new();
-        let (mut rest, mut cuts) = (bytes, cuts.iter().cycle());
-        while !rest.is_empty() {
-            let (piece, after) = rest.split_at(rest.len().min(*cuts.next().unwrap_or(&1)));
-            rest = after;
-            reader.feed(piece, &mut |said| {
-                heard.push(match said {
-                    Heard::Head(_) => "head".to_owned(),
-                    Heard::Message(text) => format!("text {}", String::from_utf8_lossy(text)),
-                    Heard::Ping(payload) => format!("ping {payload:?}"),
-                    Heard::Close(payload) => format!("close {payload:?}"),
-                });
-            })?;
-        }
-        assert_eq!(reader.rest.capacity(), 0, "nothing stays of what was heard");
-        Ok(heard)
-    }
-
-    proptest! {
-        #[test]
-        fn frames_are_heard_however_they_are_cut(
-            texts in vec("[a-z]{0,300}", 1..12),
-            cuts in vec(1_usize..400, 1..20),
-        ) {
-            let mut bytes = HEAD.to_vec();
-            let mut expected = vec!["head".to_owned()];
-            for text in &texts {
-                bytes.extend(server_text(text.as_bytes()));
-                bytes.extend([0x89, 2, 7, 8, 0x8a, 0]);
-                expected.extend([format!("text {text}"), "ping [7, 8]".to_owned()]);
-            }
-            prop_assert_eq!(heard(Wire::WebSocket, &bytes, &cuts).unwrap(), expected);
-        }
-
-        #[test]
-        fn records_are_heard_however_they_are_cut(
-            texts in vec("[a-z]{0,300}", 1..12),
-            cuts in vec(1_usize..400, 1..20),
-        ) {
-            let mut bytes = HEAD.to_vec();
-            let mut expected = vec!["head".to_owned()];
-            for text in &texts {
-                bytes.extend(format!("id: 1\ndata: {text}\n\n\n: ping\n\n").bytes());
-                expected.extend([format!("text id: 1\ndata: {text}"), "text : ping".to_owned()]);
-            }
-            prop_assert_eq!(heard(Wire::EventStream, &bytes, &cuts).unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn lengths_of_all_three_sizes_are_read() {
-        for len in [0, 125, 126, 0xffff, 0x1_0000] {
-            let text = "x".repeat(len);
-            let said = heard(Wire::BareFrames, &server_text(text.as_bytes()), &[4096]).unwrap();
-            assert_eq!(said, [format!("text {text}")]);
-        }
-    }
-
-    #[test]
-    fn what_no_server_may_send_is_refused() {
-        assert_eq!(heard(Wire::BareFrames, &text(b"hi"), &[9]), Err(FrameError::Masked));
-        assert_eq!(heard(Wire::BareFrames, &[0x01, 0], &[9]), Err(FrameError::Fragmented));
-        let long = [[0x81, 127].as_slice(), &[0xff; 8]].concat();
-        assert_eq!(heard(Wire::BareFrames, &long, &[10]), Err(FrameError::TooLong));
     }
 }

@@ -5,9 +5,13 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::process::CommandExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -16,30 +20,31 @@ use rustix::{
     thread::{CpuSet, sched_setaffinity},
 };
 
-/// The CPUs of the server and of the load, with `--pin`.
-pub const SERVER_CPU: usize = 0;
-/// See [`SERVER_CPU`].
-pub const LOAD_CPU: usize = 1;
+/// How long a server may take to come up.
+const START: Duration = Duration::from_secs(15);
+
+/// Where a program is looked for besides `PATH`: servers often lie where only root looks.
+const MORE_FOLDERS: [&str; 2] = ["/usr/sbin", "/usr/local/sbin"];
 
 /// A child process that ends with this value.
 #[derive(Debug)]
 pub struct Spawned(Child);
 
 impl Spawned {
-    /// Starts a program, on the server's CPU if `pin`. `prepare` sets what else it needs.
+    /// Starts a program, on these CPUs if there are any. `prepare` sets what else it needs.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(
         program: &Path,
         args: &[OsString],
-        pin: bool,
+        cpus: &[usize],
         prepare: impl FnOnce(&mut Command),
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(this_binary()?);
         command.args(["guard", "--parent", &std::process::id().to_string()]);
-        if pin {
-            command.args(["--cpu", &SERVER_CPU.to_string()]);
+        for cpu in cpus {
+            command.args(["--cpu", &cpu.to_string()]);
         }
         command.arg("--").arg(program).args(args);
         prepare(&mut command);
@@ -55,6 +60,22 @@ impl Spawned {
     /// The process itself, for its pipes.
     pub fn child(&mut self) -> &mut Child {
         &mut self.0
+    }
+
+    /// Waits until `is_up` says so.
+    ///
+    /// # Errors
+    /// When the program ends, or takes too long.
+    pub fn wait_until(&mut self, name: &str, is_up: impl Fn() -> bool) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START;
+        while !is_up() {
+            self.expect_alive()?;
+            if deadline < Instant::now() {
+                bail!("{name} does not answer {START:?} after its start");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Fails if it has ended.
@@ -81,7 +102,7 @@ impl Drop for Spawned {
 ///
 /// # Errors
 /// When the kernel does not say.
-pub fn this_binary() -> anyhow::Result<std::path::PathBuf> {
+pub fn this_binary() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("this binary cannot be found")
 }
 
@@ -98,15 +119,79 @@ pub fn die_with(parent: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps this process on a CPU, if one is named.
+/// Keeps this process on some CPUs, if any are named.
 ///
 /// # Errors
-/// When there is no such CPU.
-pub fn stay_on(cpu: Option<usize>) -> anyhow::Result<()> {
-    let Some(cpu) = cpu else { return Ok(()) };
+/// When there are no such CPUs.
+pub fn stay_on(cpus: &[usize]) -> anyhow::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
     let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("CPU {cpu} cannot be had"))
+    cpus.iter().for_each(|cpu| set.set(*cpu));
+    sched_setaffinity(None, &set).with_context(|| format!("CPU {cpus:?} cannot be had"))
+}
+
+/// A program's path, if it is installed.
+///
+/// # Errors
+/// When it is not found.
+pub fn find_program(name: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(MORE_FOLDERS.iter().map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .with_context(|| format!("{name} is not on PATH: install it, or leave this target out"))
+}
+
+/// A free port. Another process may take it before the server does; then the server says so and
+/// ends.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// A folder for a server's files, gone with this value.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(name: &str) -> anyhow::Result<Self> {
+        let unique =
+            format!("crossfade-load-{name}-{}-{}", std::process::id(), crate::clock::now());
+        let path = std::env::temp_dir().join(unique);
+        fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file in it.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.0.join(name);
+        fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left behind lies in the folder for temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Replaces this process by another program.

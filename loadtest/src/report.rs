@@ -1,22 +1,46 @@
 //! What a scenario found, for people and for machines.
 
+pub mod chart;
+pub mod findings;
+pub mod page;
+
 use std::io::{self, IsTerminal as _, Write as _};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::engine::sampler::Sample;
+
 /// Figures.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
+    /// Which scenario.
+    pub scenario: String,
     /// What was done.
     pub title: String,
     /// The figures, as a table.
     pub table: Table,
     /// Sentences below the table.
     pub notes: Vec<String>,
-    /// The same figures.
-    pub json: Value,
+    /// The same figures for machines, and what charts are made of.
+    pub runs: Vec<Run>,
     /// What a check found wrong; the process fails then.
     pub failures: Vec<String>,
+}
+
+/// One target's.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// Whose.
+    pub target: String,
+    /// By name.
+    pub figures: Value,
+    /// Shares of all deliveries, and the milliseconds that so many took at most.
+    pub latency: Vec<(f64, f64)>,
+    /// The same for the answers that publishers got.
+    pub answers: Vec<(f64, f64)>,
+    /// Moment by moment.
+    pub samples: Vec<Sample>,
 }
 
 impl Report {
@@ -27,7 +51,7 @@ impl Report {
     pub fn print(&self, json: bool) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if json {
-            return writeln!(out, "{}", self.json);
+            return writeln!(out, "{}", serde_json::to_string(self)?);
         }
         // A progress bar leaves its line behind.
         let gap = if io::stderr().is_terminal() { "\n" } else { "" };
@@ -37,9 +61,10 @@ impl Report {
 }
 
 /// Rows of words; the first column is flush left, figures are flush right.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Table {
-    rows: Vec<Vec<String>>,
+    /// The first row is the heads.
+    pub rows: Vec<Vec<String>>,
 }
 
 impl Table {

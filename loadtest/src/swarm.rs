@@ -4,126 +4,185 @@
 //! is measured the swarm may sweep over them instead: epoll's wake-ups are paid for by whoever
 //! writes, so a server would be charged for how it is watched.
 
+mod ear;
+mod link;
+mod reading;
+mod visits;
+
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::ValueEnum;
-use rustix::{
-    event::{Timespec, epoll},
-    io::Errno,
-    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
-};
+use rustix::event::epoll;
 
+use self::link::{Link, Stage};
 use crate::{
-    frames::{self, FrameReader, Heard},
-    target::{Dialogue, Meaning, Target},
-    verify::{Ledger, Marker, Tally, Verdict},
+    target::{Dialogue, Mix, Target, Transport},
+    verify::{Ledger, Marker, Tally},
 };
 
 /// How a swarm finds out who has something to say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Watch {
     /// By asking everybody in turn. The server pays nothing for it, the load a CPU.
-    #[default]
     Sweep,
     /// By being woken.
     Epoll,
 }
 
+/// Who sits where.
+#[derive(Clone, Debug)]
+pub struct Seating {
+    /// How many.
+    pub subscribers: usize,
+    /// The channels, which are filled in turn.
+    pub rooms: Vec<Arc<str>>,
+    /// Publishers that share each channel.
+    pub streams: usize,
+    /// How they are connected.
+    pub mix: Mix,
+}
+
 /// Subscribers of one target.
 pub struct Swarm {
-    dialogue: Arc<dyn Dialogue>,
-    subscribers: Vec<Subscriber>,
+    address: SocketAddr,
+    websocket: Arc<dyn Dialogue>,
+    event_stream: Arc<dyn Dialogue>,
+    rooms: Vec<Room>,
+    members: Vec<Member>,
+    mix: Mix,
     epoll: OwnedFd,
     watch: Watch,
     marker: Marker,
     buffer: Vec<u8>,
     tally: Tally,
-    ready: usize,
+    /// Connections that are not subscribed yet.
+    under_way: usize,
+    /// Deliveries that are still to come, from everybody who is subscribed.
+    owed: u64,
+    remembers: bool,
+    moves: Vec<(usize, Transport)>,
 }
 
 impl std::fmt::Debug for Swarm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Swarm")
-            .field("subscribers", &self.subscribers.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Swarm").field("members", &self.members.len()).finish_non_exhaustive()
     }
 }
 
-/// One connection, and its account.
-struct Subscriber {
-    stream: TcpStream,
-    channel: Arc<str>,
-    stage: Stage,
-    reader: FrameReader,
-    ledger: Ledger,
+/// A channel, as its subscribers see it.
+struct Room {
+    name: Arc<str>,
+    /// The next number of each stream.
+    due: Vec<u64>,
+    /// Events of all streams.
+    published: u64,
+    /// Who is subscribed.
+    members: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Connecting,
-    Greeting,
-    Ready,
-    Gone,
+/// One subscriber, with its accounts.
+struct Member {
+    room: u32,
+    link: Option<Link>,
+    /// What it moves to.
+    successor: Option<Box<Link>>,
+    /// The server closed it.
+    gone: bool,
+    ledgers: Vec<Ledger>,
+    /// The room's events that have come, or are not owed.
+    settled: u64,
+    position: String,
+    session: String,
 }
 
 /// Connections under way at once: fewer than the smallest backlog in use.
-const UNDER_WAY: usize = 100;
-
-/// Connections from one source address: the ports of one are 28,232 by default.
-const PER_SOURCE: usize = 20_000;
+pub const UNDER_WAY: usize = 100;
 
 /// Bytes read from one subscriber before the next has its turn.
 const READ_BYTES: usize = 64 << 10;
 
-/// Subscribers that one wait of epoll tells of.
+/// Connections that one wait of epoll tells of.
 const WOKEN: usize = 1024;
 
 impl Swarm {
-    /// Connects `count` subscribers, each to the channel that `channel_of` names, and waits until
-    /// all are subscribed. `progress` hears how many are.
+    /// A swarm of which nobody is connected.
     ///
     /// # Errors
-    /// When one is refused, or not all are subscribed `within` the time.
-    pub fn connect(
-        target: &dyn Target,
-        count: usize,
-        within: Duration,
-        channel_of: impl Fn(usize) -> Arc<str>,
-        mut progress: impl FnMut(usize),
-    ) -> anyhow::Result<Self> {
-        let mut swarm = Self {
-            dialogue: target.dialogue(),
-            subscribers: Vec::with_capacity(count),
+    /// When the kernel has no epoll left.
+    pub fn new(target: &dyn Target, seating: &Seating) -> anyhow::Result<Self> {
+        let room = |name: &Arc<str>| Room {
+            name: Arc::clone(name),
+            due: vec![0; seating.streams],
+            published: 0,
+            members: 0,
+        };
+        let member = |number: usize| Member {
+            room: (number % seating.rooms.len()) as u32,
+            link: None,
+            successor: None,
+            gone: false,
+            ledgers: Vec::new(),
+            settled: 0,
+            position: String::new(),
+            session: String::new(),
+        };
+        Ok(Self {
+            address: target.address(),
+            websocket: target.dialogue(Transport::WebSocket),
+            event_stream: target.dialogue(Transport::EventStream),
+            rooms: seating.rooms.iter().map(room).collect(),
+            members: (0..seating.subscribers).map(member).collect(),
+            mix: seating.mix.clone(),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             watch: Watch::Epoll,
             marker: Marker::default(),
             buffer: vec![0; READ_BYTES],
             tally: Tally::default(),
-            ready: 0,
-        };
-        let deadline = Instant::now() + within;
-        while swarm.ready < count {
-            while swarm.subscribers.len() < count.min(swarm.ready + UNDER_WAY) {
-                let channel = channel_of(swarm.subscribers.len());
-                swarm.open(target.address(), channel)?;
+            under_way: 0,
+            owed: 0,
+            remembers: false,
+            moves: Vec::new(),
+        })
+    }
+
+    /// Connects everybody and waits until all are subscribed. `progress` hears how many are.
+    ///
+    /// # Errors
+    /// When one is refused, or not all are subscribed `within` the time.
+    pub fn connect(
+        &mut self,
+        within: Duration,
+        mut progress: impl FnMut(usize),
+    ) -> anyhow::Result<()> {
+        let (deadline, count) = (Instant::now() + within, self.members.len());
+        let mut opened = 0;
+        while opened < count || self.under_way != 0 {
+            while opened < count && self.under_way < UNDER_WAY {
+                self.join(opened, false)?;
+                opened += 1;
             }
-            swarm.wait(Duration::from_millis(100), &mut |_| {})?;
-            progress(swarm.ready);
-            if swarm.tally.gone != 0 {
-                bail!("{} refused a subscriber after {}", target.name(), swarm.ready);
+            self.wait(Duration::from_millis(100), &mut |_| {})?;
+            let ready = opened - self.under_way;
+            progress(ready);
+            if self.tally.gone != 0 {
+                bail!("a subscriber was refused after {ready} were not");
             }
             if deadline < Instant::now() {
-                bail!("{} of {count} are subscribed after {within:?}", swarm.ready);
+                bail!("{ready} of {count} are subscribed after {within:?}");
             }
         }
-        Ok(swarm)
+        Ok(())
+    }
+
+    /// Keeps the position of each subscriber from now on, so that it can go on from it.
+    pub fn remember_positions(&mut self) {
+        self.remembers = true;
     }
 
     /// Changes how the subscribers are watched from now on.
@@ -135,37 +194,47 @@ impl Swarm {
             return Ok(());
         }
         self.watch = watch;
-        for (index, subscriber) in self.subscribers.iter().enumerate() {
-            match (watch, subscriber.stage) {
-                (_, Stage::Gone) => {}
-                (Watch::Sweep, _) => epoll::delete(&self.epoll, &subscriber.stream)?,
-                (Watch::Epoll, _) => {
-                    let token = epoll::EventData::new_u64(index as u64);
-                    epoll::add(&self.epoll, &subscriber.stream, token, epoll::EventFlags::IN)?;
+        for (index, member) in self.members.iter().enumerate() {
+            let Some(link) = member.link.as_ref().filter(|link| link.stage == Stage::Ready) else {
+                continue;
+            };
+            match watch {
+                Watch::Sweep => epoll::delete(&self.epoll, &link.stream)?,
+                Watch::Epoll => {
+                    let token = token(index, false);
+                    epoll::add(&self.epoll, &link.stream, token, epoll::EventFlags::IN)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Reads what has come. A sweep leaves out who has everything below `due`. `hear` is told the
-    /// number of each event that came for the first time.
+    /// Takes note that a stream of a room got one more event, and gives its number.
+    pub fn publishes(&mut self, room: usize, stream: usize) -> u64 {
+        let room = &mut self.rooms[room];
+        let seq = room.due[stream];
+        room.due[stream] += 1;
+        room.published += 1;
+        self.owed += room.members;
+        seq
+    }
+
+    /// Reads what has come. `hear` is told how old each event is. A sweep leaves out who has
+    /// everything.
     ///
     /// # Errors
     /// When a server says what none may say.
-    pub fn attend(&mut self, due: u64, hear: &mut dyn FnMut(u64)) -> anyhow::Result<()> {
-        match self.watch {
-            Watch::Epoll => self.wait(Duration::from_millis(1), hear),
-            Watch::Sweep => {
-                for index in 0..self.subscribers.len() {
-                    let subscriber = &self.subscribers[index];
-                    if subscriber.stage != Stage::Gone && subscriber.ledger.next() < due {
-                        self.read(index, hear)?;
-                    }
-                }
-                Ok(())
+    pub fn attend(&mut self, hear: &mut dyn FnMut(u64)) -> anyhow::Result<()> {
+        if self.watch == Watch::Epoll {
+            return self.wait(Duration::from_millis(1), hear);
+        }
+        for index in 0..self.members.len() {
+            let member = &self.members[index];
+            if member.owed(&self.rooms[member.room as usize]) != 0 {
+                self.read(index, false, hear)?;
             }
         }
+        if self.under_way != 0 { self.wait(Duration::ZERO, hear) } else { Ok(()) }
     }
 
     /// Reads from everybody until nobody has anything to say any more: what came twice is found,
@@ -176,193 +245,70 @@ impl Swarm {
     pub fn tend(&mut self, hear: &mut dyn FnMut(u64)) -> anyhow::Result<()> {
         loop {
             let before = self.tally.bytes;
-            for index in 0..self.subscribers.len() {
-                if self.subscribers[index].stage != Stage::Gone {
-                    self.read(index, hear)?;
-                }
+            for index in 0..self.members.len() {
+                self.read(index, false, hear)?;
             }
+            self.wait(Duration::ZERO, hear)?;
             if self.tally.bytes == before {
                 return Ok(());
             }
         }
     }
 
-    /// Whether everybody who is still there has everything below `due`.
-    pub fn has_all(&self, due: u64) -> bool {
-        let lacks = |s: &Subscriber| s.stage != Stage::Gone && s.ledger.next() < due;
-        !self.subscribers.iter().any(lacks)
+    /// Deliveries that are still to come.
+    pub fn owed(&self) -> u64 {
+        self.owed
     }
 
-    /// Closes all accounts at `end` and returns what was counted since the last time.
-    pub fn close_books(&mut self, end: u64) -> Tally {
-        let lost: u64 = self.subscribers.iter_mut().map(|s| s.ledger.close(end)).sum();
-        self.tally.lost += lost;
+    /// What was counted since the books were closed.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Who is subscribed.
+    pub fn subscribed(&self) -> u64 {
+        self.rooms.iter().map(|room| room.members).sum()
+    }
+
+    /// Connections that are not subscribed yet.
+    pub fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// How many members there are, subscribed or not.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether there is nobody.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Closes all accounts and returns what was counted since the last time. Who is away keeps
+    /// theirs open.
+    pub fn close_books(&mut self) -> Tally {
+        for member in &mut self.members {
+            let room = &self.rooms[member.room as usize];
+            let is_away = member.link.is_none() && !member.gone;
+            if is_away || member.link.as_ref().is_some_and(|link| link.stage != Stage::Ready) {
+                continue;
+            }
+            member.settled = room.published;
+            let books = member.ledgers.iter_mut().zip(&room.due);
+            self.tally.lost += books.map(|(ledger, due)| ledger.close(*due)).sum::<u64>();
+        }
+        self.owed = 0;
         std::mem::take(&mut self.tally)
     }
+}
 
-    fn open(&mut self, address: SocketAddr, channel: Arc<str>) -> anyhow::Result<()> {
-        let index = self.subscribers.len();
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
-            .context("no socket is left")?;
-        sockopt::set_tcp_nodelay(&socket, true)?;
-        // Ends with a reset: no port waits for a minute after it.
-        sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
-        if let source @ 1.. = index / PER_SOURCE {
-            let source = Ipv4Addr::new(127, 0, 1, u8::try_from(source)?);
-            bind(&socket, &SocketAddrV4::new(source, 0))?;
-        }
-        match connect(&socket, &address) {
-            Ok(()) | Err(Errno::INPROGRESS) => {}
-            Err(err) => return Err(err).context("a subscriber cannot connect"),
-        }
-        let token = epoll::EventData::new_u64(index as u64);
-        epoll::add(&self.epoll, &socket, token, epoll::EventFlags::OUT)?;
-        self.subscribers.push(Subscriber {
-            stream: socket.into(),
-            channel,
-            stage: Stage::Connecting,
-            reader: FrameReader::new(self.dialogue.wire()),
-            ledger: Ledger::default(),
-        });
-        Ok(())
-    }
-
-    fn wait(&mut self, at_most: Duration, hear: &mut dyn FnMut(u64)) -> anyhow::Result<()> {
-        let mut woken = Vec::with_capacity(WOKEN);
-        let timeout = Timespec::try_from(at_most)?;
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut woken), Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(err) => return Err(err.into()),
-        }
-        for event in woken {
-            let index = usize::try_from(event.data.u64())?;
-            match self.subscribers[index].stage {
-                Stage::Connecting => self.connected(index)?,
-                Stage::Greeting | Stage::Ready => self.read(index, hear)?,
-                Stage::Gone => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn connected(&mut self, index: usize) -> anyhow::Result<()> {
-        let subscriber = &mut self.subscribers[index];
-        sockopt::socket_error(&subscriber.stream)?.context("a subscriber cannot connect")?;
-        let token = epoll::EventData::new_u64(index as u64);
-        epoll::modify(&self.epoll, &subscriber.stream, token, epoll::EventFlags::IN)?;
-        let opening = self.dialogue.opening(&subscriber.channel);
-        subscriber.stage = Stage::Greeting;
-        if opening.is_empty() {
-            subscriber.stage = Stage::Ready;
-            self.ready += 1;
-        }
-        subscriber.say(&opening)
-    }
-
-    fn read(&mut self, index: usize, hear: &mut dyn FnMut(u64)) -> anyhow::Result<()> {
-        let subscriber = &mut self.subscribers[index];
-        let len = match subscriber.stream.read(&mut self.buffer) {
-            Ok(len) => len,
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            // A reset: gone like one that ends.
-            Err(_) => 0,
-        };
-        self.tally.bytes += len as u64;
-        let was = subscriber.stage;
-        if len == 0 {
-            subscriber.stage = Stage::Gone;
-        } else {
-            let mut ear = Ear {
-                dialogue: &*self.dialogue,
-                marker: &self.marker,
-                tally: &mut self.tally,
-                hear,
-                answers: Vec::new(),
-            };
-            subscriber.take(&self.buffer[..len], &mut ear)?;
-            let answers = ear.answers;
-            subscriber.say(&answers)?;
-        }
-        self.moved(index, was)
-    }
-
-    fn moved(&mut self, index: usize, was: Stage) -> anyhow::Result<()> {
-        let subscriber = &self.subscribers[index];
-        match (was, subscriber.stage) {
-            (Stage::Greeting, Stage::Ready) => self.ready += 1,
-            (Stage::Gone, _) => {}
-            (_, Stage::Gone) => {
-                self.tally.gone += 1;
-                if self.watch == Watch::Epoll {
-                    epoll::delete(&self.epoll, &subscriber.stream)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(())
+impl Member {
+    fn side(&mut self, new: bool) -> Option<&mut Link> {
+        if new { self.successor.as_deref_mut() } else { self.link.as_mut() }
     }
 }
 
-/// What a subscriber's words are weighed with.
-struct Ear<'a> {
-    dialogue: &'a dyn Dialogue,
-    marker: &'a Marker,
-    tally: &'a mut Tally,
-    hear: &'a mut dyn FnMut(u64),
-    answers: Vec<u8>,
-}
-
-impl Subscriber {
-    fn take(&mut self, bytes: &[u8], ear: &mut Ear<'_>) -> anyhow::Result<()> {
-        let Self { reader, ledger, stage, channel, .. } = self;
-        reader.feed(bytes, &mut |heard| match heard {
-            Heard::Message(message) => match ear.marker.find(message) {
-                Some(seq) => ear.event(ledger, seq),
-                None => ear.word(stage, message),
-            },
-            Heard::Head(head) if ear.dialogue.accepts(head) => {
-                ear.answers.extend(ear.dialogue.after_head(channel));
-            }
-            Heard::Head(_) | Heard::Close(_) => *stage = Stage::Gone,
-            Heard::Ping(payload) => ear.answers.extend(frames::pong(payload)),
-        })?;
-        Ok(())
-    }
-
-    /// Says a few bytes. There is always room for them: what a subscriber says is answered before
-    /// it says more.
-    fn say(&mut self, words: &[u8]) -> anyhow::Result<()> {
-        if words.is_empty() {
-            return Ok(());
-        }
-        match self.stream.write(words) {
-            Ok(written) if written == words.len() => Ok(()),
-            Ok(_) => bail!("a socket took half of what a subscriber said"),
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                bail!("the server reads nothing of what a subscriber says")
-            }
-            // It shows at the next read.
-            Err(_) => Ok(()),
-        }
-    }
-}
-
-impl Ear<'_> {
-    fn event(&mut self, ledger: &mut Ledger, seq: u64) {
-        let verdict = ledger.enter(seq);
-        self.tally.count(verdict);
-        if verdict != Verdict::Again {
-            (self.hear)(seq);
-        }
-    }
-
-    fn word(&mut self, stage: &mut Stage, message: &[u8]) {
-        match self.dialogue.understand(message) {
-            Meaning::Subscribed => *stage = Stage::Ready,
-            Meaning::Answer(answer) => self.answers.extend(answer),
-            Meaning::Refused => *stage = Stage::Gone,
-            Meaning::Nothing => {}
-        }
-    }
+fn token(index: usize, new: bool) -> epoll::EventData {
+    epoll::EventData::new_u64((index * 2 + usize::from(new)) as u64)
 }

@@ -1,26 +1,41 @@
 //! The books: what each subscriber was sent, and whether it was everything, once and in order.
 //!
-//! Events are told apart by a number in their payload that is found by a search for bytes, so that
+//! Events are told apart by numbers in their payload that are found by a search for bytes, so that
 //! the verifier costs little beside the server it watches. It knows nothing of sockets.
 
 use std::ops::{AddAssign, Range};
 
 use memchr::memmem::Finder;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// Numbers are written from here on, which gives them all the same width.
-const FIRST: u64 = 1_000_000_000;
+const MARKER: &[u8] = b"load~";
 
-const MARKER: &str = "\"seq\":";
+/// Digits of the stream, the number and the time, which have one width each.
+const WIDTHS: [usize; 3] = [4, 10, 16];
 
-/// An event's data: its number, filled up to `bytes`.
-pub fn payload(seq: u64, bytes: usize) -> String {
-    let bare = format!("{{{MARKER}{},\"fill\":\"\"}}", FIRST + seq);
-    let fill = "x".repeat(bytes.saturating_sub(bare.len()));
-    format!("{{{MARKER}{},\"fill\":\"{fill}\"}}", FIRST + seq)
+/// What a payload says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Who published it: order is kept within what one publisher says on one channel.
+    pub stream: u32,
+    /// Its number in the stream.
+    pub seq: u64,
+    /// When it was due to be published, by [`clock::now`](crate::clock::now).
+    pub due: u64,
 }
 
-/// Finds numbers in messages.
+impl Mark {
+    /// An event's data, a JSON string of `bytes` or a little more. No protocol has to escape any of
+    /// it, so a mark looks the same within another string.
+    pub fn payload(self, bytes: usize) -> String {
+        let Self { stream, seq, due } = self;
+        let bare = format!("\"load~{stream:04}~{seq:010}~{due:016}~");
+        let fill = bytes.saturating_sub(bare.len() + 1);
+        bare + &"x".repeat(fill) + "\""
+    }
+}
+
+/// Finds marks in messages.
 #[derive(Debug)]
 pub struct Marker(Finder<'static>);
 
@@ -31,15 +46,19 @@ impl Default for Marker {
 }
 
 impl Marker {
-    /// The event's number; none for a message that is no event.
-    pub fn find(&self, message: &[u8]) -> Option<u64> {
-        let digits = &message[self.0.find(message)? + MARKER.len()..];
-        let value = digits
-            .iter()
-            .take(19)
-            .take_while(|digit| digit.is_ascii_digit())
-            .fold(0, |value, digit| value * 10 + u64::from(digit - b'0'));
-        value.checked_sub(FIRST)
+    /// The first mark, and what lies behind it; none in a message that is no event.
+    pub fn find<'a>(&self, message: &'a [u8]) -> Option<(Mark, &'a [u8])> {
+        let mut rest = message.get(self.0.find(message)? + MARKER.len()..)?;
+        let mut numbers = [0; 3];
+        for (number, width) in numbers.iter_mut().zip(WIDTHS) {
+            let (digits, behind) = rest.split_at_checked(width)?;
+            rest = behind.strip_prefix(b"~")?;
+            for digit in digits {
+                *number = *number * 10 + u64::from(digit.wrapping_sub(b'0').min(9));
+            }
+        }
+        let [stream, seq, due] = numbers;
+        Some((Mark { stream: u32::try_from(stream).ok()?, seq, due }, rest))
     }
 }
 
@@ -52,26 +71,58 @@ pub enum Verdict {
     Late,
     /// Its number had come before.
     Again,
+    /// From before the subscriber asked for events: it may come or not.
+    Early,
 }
 
-/// One subscriber's account.
-#[derive(Debug, Default)]
+impl Verdict {
+    /// Whether it was owed.
+    pub fn counts(self) -> bool {
+        matches!(self, Self::InOrder | Self::Late)
+    }
+}
+
+/// One subscriber's account of one stream.
+#[derive(Clone, Debug, Default)]
 pub struct Ledger {
+    from: u64,
     next: u64,
     /// What was jumped over. Nothing, with a gateway that keeps its word.
     holes: Vec<Range<u64>>,
 }
 
 impl Ledger {
+    /// An account that begins with `from`.
+    pub fn starting(from: u64) -> Self {
+        Self { from, next: from, holes: Vec::new() }
+    }
+
     /// Everything below is delivered, or was jumped over.
     pub fn next(&self) -> u64 {
         self.next
     }
 
+    /// How many below `end` have not come.
+    pub fn owed(&self, end: u64) -> u64 {
+        let holes: u64 = self.holes.iter().map(|hole| hole.end - hole.start).sum();
+        end.saturating_sub(self.next) + holes
+    }
+
+    /// What has come until now may come once more.
+    pub fn tolerate_before_now(&mut self) {
+        self.from = self.next;
+    }
+
     /// Enters a delivery.
     pub fn enter(&mut self, seq: u64) -> Verdict {
         if seq < self.next {
-            return if self.fill(seq) { Verdict::Late } else { Verdict::Again };
+            return if self.fill(seq) {
+                Verdict::Late
+            } else if seq < self.from {
+                Verdict::Early
+            } else {
+                Verdict::Again
+            };
         }
         if self.next < seq {
             self.holes.push(self.next..seq);
@@ -91,14 +142,15 @@ impl Ledger {
     /// Closes the account at `end` and returns how many below never came. One that comes after all
     /// counts as lost here and as doubled then.
     pub fn close(&mut self, end: u64) -> u64 {
-        let tail = end.saturating_sub(self.next);
+        let lost = self.owed(end);
         self.next = self.next.max(end);
-        tail + self.holes.drain(..).map(|hole| hole.end - hole.start).sum::<u64>()
+        self.holes.clear();
+        lost
     }
 }
 
 /// All accounts together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Events delivered, each counted once for each subscriber.
     pub deliveries: u64,
@@ -110,7 +162,7 @@ pub struct Tally {
     pub doubled: u64,
     /// Events that came behind a newer one.
     pub reordered: u64,
-    /// Subscribers that the server closed.
+    /// Subscribers that the server closed or refused.
     pub gone: u64,
 }
 
@@ -124,6 +176,7 @@ impl Tally {
                 self.reordered += 1;
             }
             Verdict::Again => self.doubled += 1,
+            Verdict::Early => {}
         }
     }
 
@@ -186,12 +239,27 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_has_its_size_and_gives_its_number_back() {
-        let payload = payload(12_345, 200);
+    fn what_comes_from_before_the_account_is_no_mishap() {
+        let mut ledger = Ledger::starting(5);
+        assert_eq!(ledger.enter(4), Verdict::Early);
+        assert_eq!(ledger.enter(6), Verdict::InOrder);
+        assert_eq!((ledger.owed(8), ledger.enter(5)), (2, Verdict::Late));
+        assert_eq!((ledger.enter(5), ledger.close(8)), (Verdict::Again, 1));
+    }
+
+    #[test]
+    fn a_payload_has_its_size_and_gives_its_mark_back() {
+        let mark = Mark { stream: 7, seq: 12_345, due: 678 };
+        let payload = mark.payload(200);
         assert_eq!(payload.len(), 200);
-        let message = format!(r#"{{"type":"event","data":{payload},"time":1}}"#);
-        assert_eq!(Marker::default().find(message.as_bytes()), Some(12_345));
-        assert_eq!(Marker::default().find(br#"{"type":"ping"}"#), None);
-        assert!(serde_json::from_str::<serde_json::Value>(&payload).is_ok());
+        assert!(serde_json::from_str::<String>(&payload).is_ok());
+        let marker = Marker::default();
+        let twice = format!(r#"{{"data":{payload},"time":1}}{payload}"#);
+        let (first, rest) = marker.find(twice.as_bytes()).unwrap();
+        assert_eq!((first, marker.find(rest).unwrap().0), (mark, mark));
+        let within = serde_json::to_string(&payload).unwrap();
+        assert_eq!(marker.find(within.as_bytes()).unwrap().0, mark);
+        assert_eq!(marker.find(br#"{"type":"ping"}"#), None);
+        assert_eq!(marker.find(b"load~0001~00"), None);
     }
 }

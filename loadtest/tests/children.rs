@@ -16,14 +16,14 @@ fn the_yardstick_delivers_everything_to_everybody() {
     let output = Command::new(LOAD).args(args.split(' ')).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let tally = &report["targets"][0]["figures"]["tally"];
+    let tally = &report["runs"][0]["figures"]["tally"];
     assert_eq!(tally["deliveries"], 30 * 40 * 2);
     assert_eq!(tally["lost"], 0);
 }
 
 #[test]
 fn a_child_dies_with_a_parent_that_was_killed() {
-    let args = "fanout --compare limit --subscribers 5 --publishes 1000 --rate 10";
+    let args = "fanout --compare limit --subscribers 5 --seconds 60 --rate 10";
     let mut parent =
         Command::new(LOAD).args(args.split(' ')).stdout(Stdio::null()).spawn().unwrap();
     let child = eventually("a child is there", || child_of(&parent));

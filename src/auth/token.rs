@@ -44,6 +44,8 @@ pub struct Identity {
     pub scopes: Vec<Scope>,
     /// Whose API key it is, for the journal.
     pub name: Option<Arc<str>>,
+    /// The gateway itself, which tries what it serves: it counts in no figures of a rollout.
+    pub own: bool,
 }
 
 impl Identity {
@@ -211,6 +213,7 @@ impl Verifier {
             expires_at: SystemTime::UNIX_EPOCH.checked_add(until),
             grants: claims.channels,
             name: None,
+            own: false,
             scopes: Vec::new(),
         })
     }

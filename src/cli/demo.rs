@@ -87,7 +87,8 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     for number in 0..args.users {
         let (crowd, leaving) = (Arc::clone(&crowd), stage.stopping().clone());
         stage.spawn_client(async move {
-            let _ = leaving.run_until_cancelled(User::new(number, crowd).live()).await;
+            let user = Box::pin(User::new(number, crowd).live());
+            let _ = leaving.run_until_cancelled(user).await;
         });
     }
     publish(&crowd, &stage);

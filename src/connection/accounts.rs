@@ -49,6 +49,9 @@ struct Departure {
 /// A session that comes back later than this has left in between.
 const COMES_BACK: Duration = Duration::from_secs(60);
 
+/// Events that one return can count as lost.
+const MISSED: u32 = 100;
+
 /// Sessions that are waited for.
 const DEPARTED: usize = 65_536;
 
@@ -68,6 +71,10 @@ impl Floor {
     pub(super) fn arrived(&self, client: &Client, moved: bool) {
         let Some(epoch) = self.rollouts.meter.epoch() else { return };
         let mut desk = client.desk();
+        // What the gateway compares both sides with is nobody.
+        if desk.identity.as_ref().is_some_and(|identity| identity.own) {
+            return;
+        }
         desk.account.epoch = epoch;
         let unit = desk.unit();
         drop(desk);
@@ -79,7 +86,7 @@ impl Floor {
 
     /// A client is here; it may have come before the rollout began.
     pub(super) fn is_here(&self, desk: &mut Desk, unit: &Unit, epoch: Option<u64>) {
-        if let Some(epoch) = epoch.filter(|epoch| *epoch != desk.account.epoch) {
+        if let Some(epoch) = epoch.filter(|epoch| desk.account.epoch < *epoch) {
             desk.account.epoch = epoch;
             self.rollouts.meter.record(unit, Fact::Arrived);
         }
@@ -89,7 +96,7 @@ impl Floor {
     pub(super) fn departed(&self, client: &Client, code: CloseCode) {
         let mut desk = client.desk();
         let account = &desk.account;
-        if account.epoch == 0 || self.rollouts.meter.epoch() != Some(account.epoch) {
+        if account.epoch == 0 {
             return;
         }
         let (unit, session, epoch) = (desk.unit(), desk.member(), account.epoch);
@@ -97,7 +104,7 @@ impl Floor {
         let shown = desk.session.subscriptions().any(|one| one.link.entered.is_some());
         drop(desk);
         if for_good {
-            return self.rollouts.meter.record(&unit, Fact::Left);
+            return self.rollouts.meter.left(&unit, epoch);
         }
         let departure = Departure { unit, epoch, at: Instant::now(), ours: is_ours(code), shown };
         let forgotten = {
@@ -152,7 +159,8 @@ impl Floor {
                 self.rollouts.meter.record(&unit, Fact::Resumed(Resume::Reset));
                 if reason == ResetReason::Expired && since.epoch == head.epoch {
                     let missed = head.offset.saturating_sub(since.offset);
-                    let events = u32::try_from(missed).unwrap_or(u32::MAX);
+                    // A client says itself where it was: its word weighs little.
+                    let events = u32::try_from(missed).unwrap_or(u32::MAX).min(MISSED);
                     self.rollouts.meter.record(&unit, Fact::Dropped { events });
                 }
             }
@@ -169,9 +177,7 @@ impl Floor {
 
     fn forget(&self, departures: impl IntoIterator<Item = Departure>) {
         for Departure { unit, epoch, .. } in departures {
-            if self.rollouts.meter.epoch() == Some(epoch) {
-                self.rollouts.meter.record(&unit, Fact::Left);
-            }
+            self.rollouts.meter.left(&unit, epoch);
         }
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct Desk {
     pub(super) returning: bool,
     /// The nodes are being told that it has come here.
     pub(super) claiming: bool,
+    /// It came by plan, beside the connection before.
+    pub(super) by_plan: bool,
     /// The session goes on elsewhere; this connection may end by itself.
     pub(super) superseded: bool,
     /// What is known for moving it to another transport.
@@ -195,6 +197,7 @@ impl Client {
             publishing: allowance,
             returning: false,
             claiming: false,
+            by_plan: false,
             superseded: false,
             mobility: Mobility::default(),
             account: Account::default(),

@@ -168,6 +168,7 @@ impl Floor {
             let mut desk = client.desk();
             desk.returning = resumed;
             desk.claiming = resumed;
+            desk.by_plan = overlap;
             MemberId::of(desk.session.id())
         };
         self.sessions.entry(session).or_default().push(Arc::clone(client));

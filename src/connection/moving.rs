@@ -19,7 +19,7 @@ use super::{
     orders::Parting,
 };
 use crate::{
-    lifecycle,
+    lifecycle::{self, Stage},
     metrics::TransportLabel,
     protocol::{CloseCode, ServerFrame, frame::About},
     rollout::{
@@ -106,6 +106,8 @@ pub struct Mover {
     pace: Pace,
     asked: u64,
     surveys: u64,
+    /// There is an old system to go back to.
+    has_old: bool,
 }
 
 #[derive(Debug)]
@@ -132,7 +134,7 @@ const CUT_OFF: Duration = Duration::from_secs(5);
 
 impl Mover {
     /// One that has asked nobody yet.
-    pub fn new(floor: Arc<Floor>, config: DrainConfig) -> Self {
+    pub fn new(floor: Arc<Floor>, config: DrainConfig, has_old: bool) -> Self {
         Self {
             floor,
             config,
@@ -141,11 +143,19 @@ impl Mover {
             pace: Pace::default(),
             asked: 0,
             surveys: 0,
+            has_old,
         }
     }
 
-    /// Looks and asks, until it is dropped.
-    pub async fn run(mut self) {
+    /// Looks and asks, until the stage stops.
+    pub fn start(self, stage: &Stage) {
+        let stopping = stage.stopping().clone();
+        stage.spawn("mover", async move {
+            let _ = stopping.run_until_cancelled(self.run()).await;
+        });
+    }
+
+    async fn run(mut self) {
         let mut changes = self.floor.rollouts.board.changes();
         let (mut survey, mut tick) = (interval(SURVEY), interval(TICK));
         survey.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -168,14 +178,14 @@ impl Mover {
     async fn survey(&mut self) {
         let flags = self.floor.rollouts.board.now();
         let standing = flags.get(TRANSPORT).cloned();
-        let takeover = flags.get(TAKEOVER).cloned();
+        let takeover = flags.get(TAKEOVER).filter(|_| self.has_old).cloned();
         let forward = flags.cut_off.is_none_or(|since| since.elapsed() < CUT_OFF);
         let sessions = self.floor.sessions.iter();
         let clients: Vec<Arc<Client>> = sessions.flat_map(|clients| clients.to_vec()).collect();
         let epoch = self.floor.rollouts.meter.epoch();
         let mut found = Found { forward, epoch, takeover, ..Found::default() };
         self.surveys += 1;
-        found.weighs = self.surveys % WEIGHED == 0;
+        found.weighs = self.surveys.is_multiple_of(WEIGHED);
         for piece in clients.chunks(PIECE) {
             for client in piece {
                 self.look_at(client, standing.as_deref(), &mut found);
@@ -208,6 +218,9 @@ impl Mover {
         if desk.is_closed() || desk.superseded || desk.parting().is_some() {
             return;
         }
+        if desk.identity.as_ref().is_some_and(|identity| identity.own) {
+            return;
+        }
         let is_new = !client.format.is_sse();
         let understands = desk.mobility.understands();
         let tally = &mut found.tally;
@@ -234,10 +247,11 @@ impl Mover {
             return;
         }
         match flag.course.stop {
-            Some(Stop::Hard) if is_new => {
+            // Whoever comes after the stop, and asked for no route, is served.
+            Some(Stop::Hard) if is_new && client.arrived < flag.changed_at => {
                 desk.superseded = true;
                 drop(desk);
-                let reason = Some(flag.course.reason.as_str().into());
+                let reason = Some("rollback".into());
                 let parting = Parting { reason, ..Parting::from(CloseCode::Draining) };
                 return client.part(parting);
             }

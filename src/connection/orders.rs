@@ -86,9 +86,12 @@ fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
 
 fn claim_again(floor: &Floor) {
     for client in floor.clients_where(|client| client.desk().claiming) {
-        let session = client.desk().member();
+        let (session, overlap) = {
+            let desk = client.desk();
+            (desk.member(), desk.by_plan)
+        };
         let (connection, at) = (client.number, client.arrived);
-        floor.cluster.claim(Claim { session, connection, at, overlap: false });
+        floor.cluster.claim(Claim { session, connection, at, overlap });
     }
 }
 

@@ -34,6 +34,11 @@ impl Edge {
         self.floor.auth.identify(&presented).await.ok()
     }
 
+    /// Whether it is the gateway itself that comes.
+    pub(super) fn shows_pass(&self, headers: &HeaderMap) -> bool {
+        presented(headers, None).is_some_and(|presented| self.floor.auth.is_pass(&presented))
+    }
+
     /// The one who calls, if it has to be somebody.
     pub(super) fn required(
         &self,

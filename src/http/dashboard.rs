@@ -81,7 +81,7 @@ async fn shown(edge: &Edge) -> Value {
         "measured": measured,
         "verdicts": verdicts,
         "series": rollouts.findings.series(),
-        "alerts": [],
+        "alerts": edge.alerts.list().await.unwrap_or_default(),
         "history": history.unwrap_or_default(),
     })
 }

@@ -68,7 +68,7 @@ pub(super) async fn open(
             edge.allow(&identity, Verb::Presence, channel)?;
         }
     }
-    let admission = match edge.admit(&request) {
+    let admission = match edge.admit(&request, identity.own) {
         Ok(admission) => Box::new(admission),
         Err(refusal) => return Ok(refusal.into_stream()),
     };

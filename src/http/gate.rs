@@ -64,6 +64,9 @@ impl Default for GateConfig {
 /// Addresses whose rate is remembered; the one not seen for longest is forgotten, and starts anew.
 const ADDRESSES: usize = 65_536;
 
+/// Stands for the gateway's own sessions: a network that nobody comes from (RFC 6666).
+const OWN: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
+
 /// Counts who is in.
 #[derive(Debug)]
 pub struct Gate {
@@ -123,6 +126,20 @@ impl Gate {
             return Err(Refusal::new(reason));
         }
         Ok(Admission { gate: Arc::clone(self), network, user })
+    }
+
+    /// Lets one of the gateway's own sessions in: only the node's limit counts.
+    ///
+    /// # Errors
+    /// When the node is full.
+    pub(super) fn admit_own(self: &Arc<Self>) -> Result<Admission, Refusal> {
+        let own = GateConfig { clients_per_ip: 0, arrivals_per_second: 0, ..self.config.clone() };
+        let network = Network::of(OWN.into());
+        if let Err(reason) = self.places.lock().enter(&own, network, None) {
+            self.count(reason);
+            return Err(Refusal::new(reason));
+        }
+        Ok(Admission { gate: Arc::clone(self), network, user: None })
     }
 
     /// Counts somebody who may not come in.

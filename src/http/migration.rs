@@ -21,6 +21,7 @@ use super::{
     error::{ApiError, read_body},
 };
 use crate::{
+    alert::{Alert, Happening},
     auth::{Identity, Scope},
     broker::store::Note,
     protocol::ErrorCode,
@@ -28,7 +29,7 @@ use crate::{
         board::{By, ChangeError, Changed, Entry, Standing},
         cohort::Percentage,
         flag::{Change, Component, Settings, TRANSPORT},
-        schedule::Stop,
+        schedule::{Act, Stop},
         tally::Figures,
     },
 };
@@ -154,13 +155,37 @@ pub(super) async fn emergency_stop(
     let by = By { reason: reason(order.reason)?, ..by };
     let change = Change::EmergencyStop(order.mode.unwrap_or_default());
     let board = &edge.floor.rollouts.board;
-    let (mut stopped, mut kept) = (Vec::new(), true);
-    for standing in board.now().all() {
-        let changed = board.change(&standing.flag.component, &change, None, &by).await?;
-        kept &= changed.kept;
-        stopped.push(shown(&changed.now));
+    if !board.now().read {
+        let message =
+            "this node has not read the rollouts yet: ask another one, or again in a moment";
+        return Err(ApiError::new(ErrorCode::Unavailable, message));
     }
-    Ok((status(kept), Json(json!({ "flags": stopped, "kept": kept }))).into_response())
+    // What is known here stops at once; what was begun elsewhere a moment ago, after a look.
+    let (mut stopped, mut kept) = (Map::new(), true);
+    let mut failed = Vec::new();
+    for _ in 0..2 {
+        for standing in board.now().all() {
+            let component = &standing.flag.component;
+            if stopped.contains_key(component.as_str()) {
+                continue;
+            }
+            match board.change(component, &change, None, &by).await {
+                Ok(changed) => {
+                    kept &= changed.kept;
+                    stopped.insert(component.to_string(), shown(&changed.now));
+                }
+                Err(err) => failed.push(format!("{component}: {err}")),
+            }
+        }
+        if !kept || board.refresh().await.is_err() {
+            break;
+        }
+    }
+    if !failed.is_empty() {
+        return Err(ApiError::new(ErrorCode::Unavailable, failed.join("; ")));
+    }
+    let flags: Vec<_> = stopped.into_values().collect();
+    Ok((status(kept), Json(json!({ "flags": flags, "kept": kept }))).into_response())
 }
 
 #[derive(Deserialize)]
@@ -234,8 +259,19 @@ impl Edge {
         version: Option<u64>,
         by: By,
     ) -> Result<Response, ApiError> {
-        let Changed { now, kept, .. } =
+        let Changed { now, kept, acts } =
             self.floor.rollouts.board.change(component, change, version, &by).await?;
+        for act in acts {
+            if let Act::Tell { urgent, text } = act {
+                self.alerts.raise(Alert {
+                    component: component.to_string(),
+                    happening: Happening::of_action(change.name()),
+                    urgent,
+                    text: format!("{text} (by {})", by.name),
+                    figures: None,
+                });
+            }
+        }
         let mut body = shown(&now);
         body["kept"] = json!(kept);
         if !kept {

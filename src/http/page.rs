@@ -1,4 +1,4 @@
-//! The pages that the gateway serves itself: the demo, on a developer's machine only.
+//! The pages that the gateway serves itself: the operator's, and on a developer's machine the demo.
 
 use axum::{
     extract::{Request, State},
@@ -10,6 +10,8 @@ use super::{Edge, error::ApiError, legacy};
 use crate::protocol::ErrorCode;
 
 const DEMO: &str = include_str!("../../client/demo/dist/index.html");
+
+const DASHBOARD: &str = include_str!("../../dashboard/dist/index.html");
 
 /// Nothing of a page comes from elsewhere, and no other page may frame it.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
@@ -27,6 +29,11 @@ pub(super) async fn demo(State(edge): State<Edge>, request: Request) -> Result<R
         return Err(ApiError::new(ErrorCode::NotFound, message));
     }
     Ok(html(DEMO))
+}
+
+/// `GET /dashboard`: the operator's page. It holds nothing: what it shows it asks for with a key.
+pub(super) async fn dashboard() -> Response {
+    html(DASHBOARD)
 }
 
 fn html(page: &'static str) -> Response {

@@ -23,6 +23,10 @@ pub struct Rolled {
 impl Sides for Rolled {
     fn side(&self, unit: &str, groups: &[String]) -> Side {
         let unit = Unit { id: unit.to_owned(), groups: groups.to_vec() };
+        if !self.rollouts.board.now().read {
+            // Nothing is known yet: the old side does no harm.
+            return if self.otherwise == Side::Shadow { Side::Shadow } else { Side::Upstream };
+        }
         match self.rollouts.board.verdict(TAKEOVER, &unit) {
             Some((_, verdict)) if verdict.new => Side::Gateway,
             // Whoever is rolled out by percentage is not all on the gateway's side by a setting.

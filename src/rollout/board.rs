@@ -41,7 +41,9 @@ pub struct Board {
     environment: String,
     known: watch::Sender<Arc<Flags>>,
     /// Stops that could not be written down yet.
-    unsaved: Mutex<BTreeMap<Component, (Change, By)>>,
+    unsaved: Mutex<BTreeMap<Component, Vec<(Change, By)>>>,
+    /// One at a time writes them down.
+    paying: tokio::sync::Mutex<()>,
 }
 
 /// All rollouts at one moment.
@@ -130,9 +132,21 @@ pub enum ChangeError {
 }
 
 impl Standing {
-    /// Versions begin anew when a store lost everything: then the time counts.
+    /// Versions begin anew when a store lost everything: then the time counts. Not the record's own
+    /// version, which rises with each look.
     fn is_newer_than(&self, other: &Self) -> bool {
-        other.stored < self.stored && other.flag.changed_at < self.flag.changed_at
+        other.flag.version < self.flag.version && other.flag.changed_at < self.flag.changed_at
+    }
+}
+
+impl Standing {
+    /// Whether it may be shown in place of another. A stop that is not written down yet is replaced by
+    /// nothing that is softer.
+    fn may_replace(&self, shown: &Self) -> bool {
+        if shown.unsaved {
+            return shown.flag.course.stop <= self.flag.course.stop;
+        }
+        !shown.is_newer_than(self)
     }
 }
 
@@ -161,6 +175,7 @@ impl Board {
             environment: environment.to_owned(),
             known: watch::Sender::default(),
             unsaved: Mutex::default(),
+            paying: tokio::sync::Mutex::default(),
         });
         let (board, stopping) = (Arc::clone(&this), stage.stopping().clone());
         stage.spawn("rollouts", async move {
@@ -231,19 +246,111 @@ impl Board {
         by: &By,
         figures: Option<serde_json::Value>,
     ) -> Result<Changed, ChangeError> {
-        let saved = self.save(component, change, expected, by, figures).await;
-        match saved {
-            Ok((now, acts)) => {
-                self.unsaved.lock().remove(component);
-                self.show(&now);
+        if change.is_stop() && self.now().by_component.contains_key(component) {
+            return self.stop(component, change, expected, by).await;
+        }
+        // What was stopped here comes first.
+        self.pay(component).await?;
+        let (now, acts) = self.save(component, change, expected, by, figures).await?;
+        self.show(&now);
+        Ok(Changed { now, kept: true, acts })
+    }
+
+    /// Stops on the spot, then writes it down. Who asked need not wait for that: what is owed to the
+    /// store is paid by the next look at it.
+    async fn stop(
+        &self,
+        component: &Component,
+        change: &Change,
+        expected: Option<u64>,
+        by: &By,
+    ) -> Result<Changed, ChangeError> {
+        let flags = self.now();
+        let Some(known) = flags.by_component.get(component) else {
+            return Err(ChangeError::Unknown(component.clone()));
+        };
+        let found = known.flag.version;
+        if let Some(expected) = expected.filter(|expected| *expected != found) {
+            let component = component.clone();
+            return Err(ChangeError::Version { component, expected, found });
+        }
+        let (flag, acts) = known.flag.after(change, &by.reason, lifecycle::unix_ms())?;
+        let now = Arc::new(Standing { flag, stored: known.stored, unsaved: true });
+        self.unsaved
+            .lock()
+            .entry(component.clone())
+            .or_default()
+            .push((change.clone(), by.clone()));
+        self.show(&now);
+        match self.pay(component).await {
+            Ok(()) => {
+                let flags = self.now();
+                let now = flags.by_component.get(component).cloned().unwrap_or(now);
                 Ok(Changed { now, kept: true, acts })
             }
-            Err(ChangeError::Store(err)) if change.is_stop() => {
-                let stopped = self.stop_here(component, change, by);
-                let (now, acts) = stopped.ok_or(ChangeError::Store(err))?;
+            Err(ChangeError::Store(err)) => {
+                warn!(%component, %err, reason = by.reason, "stopped on this node only, for now");
                 Ok(Changed { now, kept: false, acts })
             }
             Err(err) => Err(err),
+        }
+    }
+
+    /// Writes down the stops of a rollout that hold on this node only.
+    async fn pay(&self, component: &Component) -> Result<(), ChangeError> {
+        if !self.unsaved.lock().contains_key(component) {
+            return Ok(());
+        }
+        let _turn = self.paying.lock().await;
+        loop {
+            let first = self.unsaved.lock().get(component).and_then(|owed| owed.first().cloned());
+            let Some((change, by)) = first else { return Ok(()) };
+            let saved = self.save(component, &change, None, &by, None).await;
+            let saved = match saved {
+                // The store has lost it: what it gets back is stopped.
+                Err(ChangeError::Unknown(_)) => self.give_back_stopped(component).await,
+                saved => saved.map(|(now, _)| now),
+            };
+            match saved {
+                Ok(now) => {
+                    self.paid(component);
+                    self.show(&now);
+                }
+                Err(ChangeError::Store(err)) => return Err(err.into()),
+                Err(err) => {
+                    // Another one stopped it in a way that leaves nothing to do.
+                    info!(%component, %err, "a stop was overtaken");
+                    self.paid(component);
+                }
+            }
+        }
+    }
+
+    /// The first of what is owed is written down.
+    fn paid(&self, component: &Component) {
+        let mut unsaved = self.unsaved.lock();
+        if let Some(owed) = unsaved.get_mut(component) {
+            owed.remove(0);
+            if owed.is_empty() {
+                unsaved.remove(component);
+            }
+        }
+    }
+
+    async fn give_back_stopped(&self, component: &Component) -> Result<Arc<Standing>, ChangeError> {
+        let flags = self.now();
+        let Some(known) = flags.by_component.get(component) else {
+            return Err(ChangeError::Unknown(component.clone()));
+        };
+        match self.give_back(known, 0).await? {
+            Written::Done(stored) => {
+                Ok(Arc::new(Standing { flag: known.flag.clone(), stored, unsaved: false }))
+            }
+            Written::Conflict(_) => Err(BrokerError::Unavailable {
+                broker: "rollout".to_owned(),
+                reason: "another node was quicker: it is tried again".to_owned(),
+            }
+            .into()),
         }
     }
 
@@ -281,7 +388,8 @@ impl Board {
         let key = key(component);
         let mut found = self.store.get(&key).await?;
         for _ in 0..TRIES {
-            let (stored, before) = standing(component, found.as_ref(), change)?;
+            let (stored, read) = standing(component, found.as_ref(), change)?;
+            let before = self.not_forgotten(stored, read);
             let differs = |expected: &u64| *expected != before.version;
             if let Some(expected) = expected.filter(differs) {
                 let (component, found) = (component.clone(), before.version);
@@ -296,7 +404,8 @@ impl Board {
             let news = !acts.is_empty() || !matches!(change, Change::Look(_));
             if news {
                 after.version += 1;
-                after.changed_at = now;
+                // A clock that is behind must not make the newer look older.
+                after.changed_at = now.max(before.changed_at + 1);
                 after.changed_by.clone_from(&by.name);
             }
             let note = news.then(|| entry(change, by, (&before, &after, &acts), figures.clone()));
@@ -319,27 +428,22 @@ impl Board {
         Err(ChangeError::Store(BrokerError::Unavailable { broker: "rollout".to_owned(), reason }))
     }
 
-    /// Stops on this node, until it can be written down.
-    fn stop_here(
-        &self,
-        component: &Component,
-        change: &Change,
-        by: &By,
-    ) -> Option<(Arc<Standing>, Vec<Act>)> {
-        let standing = Arc::clone(self.now().by_component.get(component)?);
-        warn!(%component, reason = by.reason, "stopped on this node; the store cannot be written");
-        self.unsaved.lock().insert(component.clone(), (change.clone(), by.clone()));
-        let (flag, acts) = standing.flag.after(change, &by.reason, lifecycle::unix_ms()).ok()?;
-        let now = Arc::new(Standing { flag, stored: standing.stored, unsaved: true });
-        self.show(&now);
-        Some((now, acts))
+    /// What was read, unless the store has gone back behind what this node knows: a failover that lost
+    /// its last writes must not bring back what was stopped.
+    fn not_forgotten(&self, stored: u64, read: Flag) -> Flag {
+        let flags = self.now();
+        let read = Standing { flag: read, stored, unsaved: false };
+        match flags.by_component.get(&read.flag.component) {
+            Some(known) if known.is_newer_than(&read) && !known.unsaved => known.flag.clone(),
+            _ => read.flag,
+        }
     }
 
     fn show(&self, standing: &Arc<Standing>) {
         self.known.send_modify(|known| {
             let mut flags = Flags::clone(known);
             let shown = flags.by_component.get(&standing.flag.component);
-            if shown.is_none_or(|shown| shown.unsaved || !shown.is_newer_than(standing)) {
+            if shown.is_none_or(|shown| standing.may_replace(shown)) {
                 let component = standing.flag.component.clone();
                 flags.by_component.insert(component, Arc::clone(standing));
                 *known = Arc::new(flags);
@@ -347,31 +451,11 @@ impl Board {
         });
     }
 
-    /// What the store says counts again.
-    fn forget_unsaved(&self, component: &Component) {
-        self.known.send_modify(|known| {
-            let mut flags = Flags::clone(known);
-            flags.by_component.remove(component);
-            *known = Arc::new(flags);
-        });
-    }
-
     /// Reads the store, and writes down what it owes it.
     async fn look(&self) {
-        let owed: Vec<_> = self.unsaved.lock().clone().into_iter().collect();
-        for (component, (change, by)) in owed {
-            match self.save(&component, &change, None, &by, None).await {
-                Ok((now, _)) => {
-                    self.unsaved.lock().remove(&component);
-                    self.show(&now);
-                }
-                Err(ChangeError::Store(_)) => {}
-                Err(err) => {
-                    warn!(%component, %err, "a stop could not be kept");
-                    self.unsaved.lock().remove(&component);
-                    self.forget_unsaved(&component);
-                }
-            }
+        let owed: Vec<Component> = self.unsaved.lock().keys().cloned().collect();
+        for component in owed {
+            let _ = self.pay(&component).await;
         }
         let before = self.now();
         match self.store.list(FLAGS).await {
@@ -405,7 +489,7 @@ impl Board {
         for (component, known) in &before.by_component {
             let read = flags.by_component.get(component);
             if read.is_none_or(|read| known.is_newer_than(read)) && !known.unsaved {
-                self.give_back(known, read.map_or(0, |read| read.stored)).await;
+                let _ = self.give_back(known, read.map_or(0, |read| read.stored)).await;
             }
         }
         self.known.send_if_modified(|known| {
@@ -425,14 +509,33 @@ impl Board {
     }
 
     /// The store has lost what this node still knows: a stop in it must not be forgotten.
-    async fn give_back(&self, known: &Standing, expected: u64) {
+    async fn give_back(&self, known: &Standing, expected: u64) -> Result<Written, BrokerError> {
         let component = &known.flag.component;
         warn!(%component, "the store has lost a rollout: it is given back as it was known here");
-        let Ok(value) = serde_json::to_string(&known.flag) else { return };
+        let refused = |err: serde_json::Error| BrokerError::Refused {
+            broker: "rollout".to_owned(),
+            reason: err.to_string(),
+        };
+        let value = serde_json::to_string(&known.flag).map_err(refused)?;
         let by = By { name: "gateway".to_owned(), reason: "the store had lost it".to_owned() };
         let change = Change::Set(Box::default());
         let note = Some(entry(&change, &by, (&known.flag, &known.flag, &[]), None));
-        let _ = self.store.put(&key(component), Write { expected, value, note }).await;
+        self.store.put(&key(component), Write { expected, value, note }).await
+    }
+
+    /// Looks at the store now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn refresh(&self) -> Result<(), BrokerError> {
+        self.look().await;
+        match self.now().cut_off {
+            None => Ok(()),
+            Some(_) => Err(BrokerError::Unavailable {
+                broker: "rollout".to_owned(),
+                reason: "the store of the rollouts cannot be read".to_owned(),
+            }),
+        }
     }
 }
 

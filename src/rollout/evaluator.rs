@@ -18,12 +18,12 @@ use tracing::{debug, info, warn};
 use super::{
     Place,
     board::{Board, By, Standing},
-    flag::{Change, Component},
+    flag::{Change, Component, Flag},
     guardrail::{self, Demand, Recent, Verdict},
     lease::Lease,
     measure::{Arm, Measured, Reports},
     meter::REPORTS,
-    schedule::{Act, Look, Status},
+    schedule::{Act, Look, Status, Validation},
 };
 use crate::{
     broker::{BrokerError, Store},
@@ -37,6 +37,8 @@ pub struct Evaluator {
     store: Arc<dyn Store>,
     node: String,
     recent: HashMap<Component, Recent>,
+    /// In which stage a validation was asked for by this node.
+    asked: HashMap<Component, u64>,
     news: mpsc::Sender<News>,
 }
 
@@ -102,8 +104,14 @@ impl Evaluator {
     pub fn start(board: Arc<Board>, place: &Place, stage: &Stage) -> mpsc::Receiver<News> {
         let (news, told) = mpsc::channel(NEWS);
         let store = Arc::clone(board.store());
-        let evaluator =
-            Self { board, store, node: place.node.clone(), recent: HashMap::new(), news };
+        let evaluator = Self {
+            board,
+            store,
+            node: place.node.clone(),
+            recent: HashMap::new(),
+            asked: HashMap::new(),
+            news,
+        };
         let lease = Lease::new("lease/evaluator", &place.run, LEASE);
         let stopping = stage.stopping().clone();
         stage.spawn("evaluator", async move {
@@ -138,7 +146,10 @@ impl Evaluator {
     async fn look_at_all(&mut self) -> Result<(), BrokerError> {
         let flags = self.board.now();
         for standing in flags.all() {
-            if matches!(standing.flag.course.status, Status::Running | Status::Paused) {
+            // Also what is frozen or completed: who is on the new side can still come to harm.
+            let course = &standing.flag.course;
+            let goes = matches!(course.status, Status::Running | Status::Paused);
+            if goes || 0 < course.percentage.thousandths() {
                 self.look_at(standing).await?;
             }
         }
@@ -153,13 +164,20 @@ impl Evaluator {
         let recent = self.recent.entry(component.clone()).or_default();
         recent.look(&measured, flag.guardrails.tripwires.window_seconds, now);
         let verdicts = guardrail::judge(&flag.guardrails, &measured, recent, now);
-        let (demand, asking) = guardrail::demand(&verdicts);
+        // Nodes need a moment to tell of a stage that has just begun.
+        let patience = 1000 * flag.guardrails.fresh_within_seconds;
+        let young = measured.nodes == 0 && now < flag.changed_at + patience;
+        let (demand, asking) = match young {
+            true => (Demand::Nothing, Vec::new()),
+            false => guardrail::demand(&verdicts),
+        };
         let look = Look {
             of: measured.window.map_or((0, 0), |window| (window.epoch, window.stage)),
             users: measured.current.new.users,
             events: seen_of(&measured.current.new),
             demand,
             reasons: asking.iter().map(|verdict| verdict.sentence.clone()).collect(),
+            asking: asking.iter().map(|verdict| verdict.name.to_string()).collect(),
             waits_for: self.waits_for(standing),
         };
         let figures = json!({ "verdicts": verdicts, "measured": shown(&measured) });
@@ -176,13 +194,30 @@ impl Evaluator {
             measured: shown(&measured),
         };
         let text = serde_json::to_string(&finding).unwrap_or_default();
-        self.store.tell(&format!("{FINDINGS}{component}"), &text, KEEP).await?;
+        let key = format!("{FINDINGS}{component}");
+        let shown = self.store.tell(&key, &text, KEEP).await;
         match changed {
-            Ok(changed) => self.tell(standing, &changed.now, changed.acts, &figures),
+            Ok(changed) => {
+                self.tell(standing, &changed.now, changed.acts, &figures);
+                self.ask_again(&changed.now.flag);
+            }
             Err(err) if rolls_back => warn!(%component, %err, "a rollback could not be kept"),
             Err(err) => debug!(%component, %err, "a look came to nothing"),
         }
-        Ok(())
+        shown
+    }
+
+    /// Who was asked to compare both sides may be gone.
+    fn ask_again(&mut self, flag: &Flag) {
+        let (component, stage) = (flag.component.clone(), flag.course.stage);
+        let asked = self.asked.get(&component) == Some(&stage);
+        if flag.course.validation != Validation::Asked || asked {
+            return;
+        }
+        self.asked.insert(component.clone(), stage);
+        if self.news.try_send(News::Validate { component, stage }).is_err() {
+            self.asked.clear();
+        }
     }
 
     async fn measured(&self, component: &Component, epoch: u64) -> Result<Measured, BrokerError> {
@@ -221,11 +256,8 @@ impl Evaluator {
                     let (component, figures) = (component.clone(), figures.clone());
                     News::Tell { component, action, urgent, text, figures }
                 }
-                Act::Validate => {
-                    let stage = now.flag.course.stage;
-                    News::Validate { component: component.clone(), stage }
-                }
-                Act::Begin { .. } | Act::Move { .. } => continue,
+                // The state says that it is asked for.
+                Act::Validate | Act::Begin { .. } | Act::Move { .. } => continue,
             };
             if self.news.try_send(news).is_err() {
                 warn!(%component, "news of a rollout were dropped: nobody takes them");

@@ -272,12 +272,12 @@ impl Flag {
         }
         let reshuffles = settings.salt.as_ref().is_some_and(|salt| *salt != self.salt)
             || settings.algorithm.is_some_and(|algorithm| algorithm != self.algorithm);
-        if reshuffles && Percentage::ZERO < self.effective() {
+        let begun = self.course.status != Status::Pending && !self.has_ended();
+        if reshuffles && begun {
             return Err(Refused(format!(
-                "a new salt or algorithm would move users of {} at random while it is at {}: \
-                 roll it back first, or start it anew",
-                self.component,
-                self.effective()
+                "a new salt or algorithm would move users of {} at random while it is under way: \
+                 roll it back first, then start it anew",
+                self.component
             )));
         }
         if self.has_ended() && settings.enabled == Some(true) && !self.enabled {

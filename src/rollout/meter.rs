@@ -94,10 +94,24 @@ impl Meter {
         {
             return;
         }
-        let (component, salt) = (flag.component.as_str(), flag.salt.as_str());
-        let who = measure::Unit::new(flag.algorithm, component, salt, &unit.id);
+        let who = who(flag, unit);
         let mut measure = self.measure.lock();
         entered(&mut measure, self.run, window(flag)).record(who, fact, lifecycle::unix_ms());
+    }
+
+    /// A session that was counted as here in this epoch is gone. Also where nothing is under way: it
+    /// must not count as here when that goes on.
+    pub fn left(&self, unit: &Unit, epoch: u64) {
+        let flags = self.board.now();
+        let Some(standing) = flags.get(TRANSPORT) else { return };
+        let flag = &standing.flag;
+        let who = who(flag, unit);
+        if let Some(measure) = self.measure.lock().as_mut()
+            && flag.course.epoch == epoch
+            && measure.window().epoch == epoch
+        {
+            measure.record(who, Fact::Left, lifecycle::unix_ms());
+        }
     }
 
     /// A client tells what it measured.
@@ -143,6 +157,11 @@ impl Meter {
         let report = measure.report(lifecycle::unix_ms(), (self.memory)());
         serde_json::to_string(&report).ok()
     }
+}
+
+fn who(flag: &Flag, unit: &Unit) -> measure::Unit {
+    let (component, salt) = (flag.component.as_str(), flag.salt.as_str());
+    measure::Unit::new(flag.algorithm, component, salt, &unit.id)
 }
 
 fn is_under_way(flag: &Flag) -> bool {

@@ -62,7 +62,7 @@ pub enum Stop {
 
 /// All there is to know of a rollout's course; kept in the store.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct State {
     /// Where it stands.
     pub status: Status,
@@ -84,6 +84,8 @@ pub struct State {
     pub validation: Validation,
     /// Why it does not go on, for people.
     pub holds: Vec<String>,
+    /// The guardrails that hold it, as far as people were told.
+    pub held_by: Vec<String>,
     /// Why it stands where it does: of the last pause, stop or start.
     pub reason: String,
     /// How it was stopped, if it was.
@@ -177,6 +179,8 @@ pub struct Look {
     pub demand: Demand,
     /// The sentences of those that ask for it.
     pub reasons: Vec<String>,
+    /// Their names: sentences have figures in them and change with each look.
+    pub asking: Vec<String>,
     /// See [`Schedule::waits_for`].
     pub waits_for: Vec<String>,
 }

@@ -1,6 +1,7 @@
 //! Behaviour, seen from outside. One binary; a file per behaviour.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
+mod alerts;
 mod bad_input;
 mod broker_contract;
 mod cli;
@@ -19,3 +20,4 @@ mod shutdown;
 mod slow_reader;
 mod support;
 mod tls;
+mod validation;

@@ -2,26 +2,21 @@
 //!
 //! The kernel's share (about 3.8 KB for a socket) is not in it; no server can do without that.
 
-use std::{
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{connect_time, progress};
+use super::progress;
 use crate::{
-    measure::Memory,
-    publisher::{Event, Publisher},
-    report::{Report, Table},
-    swarm::Swarm,
-    target::Target,
-    targets::{Hosting, TargetKind},
-    verify::{self, Tally},
+    engine::{Pace, Plan, lane::Lane},
+    measure::{Memory, Process},
+    report::{Report, Run, Table},
+    swarm::Watch,
+    targets::{Hosting, TargetSpec},
+    verify::Tally,
 };
 
 /// The arguments.
@@ -30,9 +25,10 @@ pub struct Idle {
     /// How many.
     #[arg(long, default_value_t = 5_000)]
     subscribers: usize,
-    /// How they are connected.
-    #[arg(long, value_enum, default_value = "both")]
-    transport: Transports,
+    /// The targets, one after the other.
+    #[arg(long, num_args = 1.., value_name = "TARGET",
+          default_values = ["crossfade-ws", "crossfade-sse"])]
+    compare: Vec<TargetSpec>,
     /// What they are subscribed to: a channel each, or all the same.
     #[arg(long, value_enum, default_value = "own")]
     channels: Channels,
@@ -44,13 +40,6 @@ pub struct Idle {
     max_kb: Option<f64>,
     #[command(flatten)]
     hosting: Hosting,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Transports {
-    Ws,
-    Sse,
-    Both,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,7 +57,7 @@ const BYTES: usize = 200;
 /// Events published in one call, one for each of as many channels.
 const BATCH: usize = 500;
 
-/// How long a message may take to reach everybody.
+/// How long the messages may take to reach everybody.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One target's figures.
@@ -93,39 +82,51 @@ impl Idle {
             bail!("at least one subscriber is needed");
         }
         self.hosting.prepare(self.subscribers)?;
-        let kinds: &[TargetKind] = match self.transport {
-            Transports::Ws => &[TargetKind::CrossfadeWs],
-            Transports::Sse => &[TargetKind::CrossfadeSse],
-            Transports::Both => &[TargetKind::CrossfadeWs, TargetKind::CrossfadeSse],
-        };
-        let figures = kinds.iter().map(|kind| self.measure(*kind));
+        let figures = self.compare.iter().map(|spec| self.measure(spec));
         Ok(self.report(&figures.collect::<anyhow::Result<Vec<_>>>()?))
     }
 
-    fn measure(&self, kind: TargetKind) -> anyhow::Result<Figures> {
-        let mut target = self.hosting.open(kind, self.subscribers)?;
-        let before = self.look(&*target)?;
-        let bar = progress(target.name(), self.subscribers as u64);
-        let within = connect_time(self.subscribers);
-        let channel_of = |index| self.channel(index);
-        let mut swarm = Swarm::connect(&*target, self.subscribers, within, channel_of, |ready| {
-            bar.set_position(ready as u64);
-        })?;
-        bar.finish();
-        let connected = self.look(&*target)?;
-        let mut publisher = target.publisher()?;
-        for seq in 0..WARM_UP {
-            self.publish_to_all(&mut *publisher, &mut swarm, seq)?;
+    fn plan(&self) -> Plan {
+        let channels = match self.channels {
+            Channels::Own => self.subscribers,
+            Channels::Shared => 1,
+        };
+        Plan {
+            subscribers: self.subscribers,
+            channels,
+            publishers: 1,
+            shared: false,
+            bytes: BYTES,
+            burst: 1,
+            batch: BATCH,
+            pace: Pace::Rate(1e6),
+            publishes: WARM_UP * channels as u64,
+            time: PATIENCE,
+            patience: PATIENCE,
+            watch: Watch::Epoll,
         }
-        let tally = swarm.close_books(WARM_UP);
-        let warm = self.look(&*target)?;
-        target.expect_alive()?;
+    }
+
+    fn measure(&self, spec: &TargetSpec) -> anyhow::Result<Figures> {
+        let plan = self.plan();
+        let target = self.hosting.open(spec, self.subscribers)?;
+        let process = target.process();
+        let before = self.look(process)?;
+        let bar = progress(&spec.to_string(), self.subscribers as u64);
+        let ready = |ready| bar.set_position(ready as u64);
+        let mut lane = Lane::open(target, &plan, &spec.mix, ready)?;
+        bar.finish_and_clear();
+        let connected = self.look(process)?;
+        lane.publish_unseen(&plan)?;
+        let tally = lane.swarm.close_books();
+        let warm = self.look(process)?;
+        lane.target().expect_alive()?;
         let each = |after: Memory| {
             let grown = after.anonymous_kb.saturating_sub(before.anonymous_kb);
             grown as f64 / self.subscribers as f64
         };
         Ok(Figures {
-            target: target.name().to_owned(),
+            target: spec.to_string(),
             before,
             connected,
             warm,
@@ -135,49 +136,9 @@ impl Idle {
         })
     }
 
-    fn look(&self, target: &dyn Target) -> anyhow::Result<Memory> {
+    fn look(&self, process: Process) -> anyhow::Result<Memory> {
         thread::sleep(Duration::from_secs(self.settle));
-        target.process().memory()
-    }
-
-    fn channel(&self, index: usize) -> Arc<str> {
-        match self.channels {
-            Channels::Own => format!("idle:{index}").into(),
-            Channels::Shared => "idle".into(),
-        }
-    }
-
-    fn publish_to_all(
-        &self,
-        publisher: &mut dyn Publisher,
-        swarm: &mut Swarm,
-        seq: u64,
-    ) -> anyhow::Result<()> {
-        let channels = match self.channels {
-            Channels::Own => self.subscribers,
-            Channels::Shared => 1,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        let mut published = 0;
-        while published < channels || !swarm.has_all(seq + 1) {
-            if publisher.is_settled()? && published < channels {
-                let until = channels.min(published + BATCH);
-                let event = |index| Event {
-                    channel: self.channel(index).to_string(),
-                    data: verify::payload(seq, BYTES),
-                };
-                publisher.publish(&(published..until).map(event).collect::<Vec<_>>())?;
-                published = until;
-            }
-            swarm.attend(seq + 1, &mut |_| {})?;
-            if deadline < Instant::now() {
-                bail!("a message did not reach everybody within {PATIENCE:?}");
-            }
-        }
-        while !publisher.is_settled()? {
-            swarm.attend(seq + 1, &mut |_| {})?;
-        }
-        Ok(())
+        process.memory()
     }
 
     fn report(&self, figures: &[Figures]) -> Report {
@@ -189,7 +150,7 @@ impl Idle {
             "KB each",
             "KB each, warm",
         ]);
-        let mut failures = Vec::new();
+        let (mut failures, mut runs) = (Vec::new(), Vec::new());
         for one in figures {
             table.row([
                 one.target.clone(),
@@ -204,20 +165,27 @@ impl Idle {
             if self.max_kb.is_some_and(|max| max < most) {
                 failures.push(format!("{}: {most:.2} KB for each subscriber", one.target));
             }
+            runs.push(Run {
+                target: one.target.clone(),
+                figures: json!(one),
+                latency: Vec::new(),
+                answers: Vec::new(),
+                samples: Vec::new(),
+            });
         }
         let channels = match self.channels {
             Channels::Own => "a channel each",
             Channels::Shared => "one channel",
         };
         Report {
+            scenario: "idle".to_owned(),
             title: format!("idle: {} subscribers, {channels}", self.subscribers),
             table,
             notes: vec![
                 "Anonymous memory of the server; the kernel's for its sockets is not in it.".into(),
                 format!("Warm: after {WARM_UP} messages of {BYTES} bytes to everybody."),
             ],
-            json: json!({ "scenario": "idle", "subscribers": self.subscribers,
-                "channels": channels, "targets": figures, "failures": failures }),
+            runs,
             failures,
         }
     }

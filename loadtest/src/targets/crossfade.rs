@@ -1,120 +1,134 @@
 //! The gateway itself, as any client meets it: `GET /ws`, `GET /events`, `POST /api/publish`.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::Path,
-    process::Stdio,
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use memchr::memmem;
 
+use super::{
+    served::{Served, served},
+    websocket::{behind, is_streamed, is_upgraded, stream, upgrade},
+};
 use crate::{
     frames::{self, Wire},
-    measure::Process,
-    process::Spawned,
-    publisher::{HttpPublisher, Publisher, get_status},
-    target::{Dialogue, Meaning, Target},
+    process::{Spawned, free_port},
+    publisher::{
+        Event, Publisher,
+        http::{HttpPublisher, ask, get_status, post},
+    },
+    target::{Dialogue, Meaning, Seat, Target, Transport},
 };
-
-/// How subscribers are connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// `GET /ws`.
-    WebSocket,
-    /// `GET /events`.
-    EventStream,
-}
 
 /// A gateway.
 #[derive(Debug)]
 pub struct Crossfade {
-    address: SocketAddr,
-    transport: Transport,
-    pid: u32,
-    spawned: Option<Spawned>,
+    pub(super) name: String,
+    pub(super) served: Served,
 }
 
 /// What a gateway that is started is told beside its defaults: logs say nothing of each client.
 const SETTINGS: [(&str, &str); 1] = [("CROSSFADE_TELEMETRY__LOG", "error")];
 
 impl Crossfade {
-    /// A gateway that runs already.
-    pub fn running(address: SocketAddr, pid: u32, transport: Transport) -> Self {
-        Self { address, transport, pid, spawned: None }
-    }
-
-    /// Starts a gateway with a memory broker on a free port, and waits until it is ready.
+    /// Starts a gateway with a memory broker, unless `settings` say otherwise, on a free port.
     ///
     /// # Errors
-    /// When it is not `within` the time.
-    pub fn start(
+    /// When it does not come up.
+    pub(super) fn start(
         program: &Path,
-        transport: Transport,
-        pin: bool,
-        within: Duration,
-    ) -> anyhow::Result<Self> {
-        let program = program
-            .canonicalize()
-            .with_context(|| format!("{} is not there: build it first", program.display()))?;
+        settings: &[String],
+        cpus: &[usize],
+    ) -> anyhow::Result<Served> {
         let address = free_port()?;
-        let mut spawned = Spawned::start(&program, &["serve".into()], pin, |command| {
+        let pairs: Option<Vec<_>> = settings.iter().map(|pair| pair.split_once('=')).collect();
+        let pairs = pairs.context("--set is not like CROSSFADE_BROKER__KIND=redis")?;
+        let mut spawned = Spawned::start(program, &["serve".into()], cpus, |command| {
             command.env("CROSSFADE_SERVER__LISTEN", address.to_string());
-            command.envs(SETTINGS).stdin(Stdio::null()).stdout(Stdio::null());
+            command.envs(SETTINGS).envs(pairs).stdin(Stdio::null()).stdout(Stdio::null());
             // Where no config.toml lies.
             command.current_dir("/");
         })?;
-        let deadline = Instant::now() + within;
-        while get_status(address, "/health/ready").ok() != Some(200) {
-            spawned.expect_alive()?;
-            if deadline < Instant::now() {
-                bail!("the gateway is not ready after {within:?}");
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(Self { address, transport, pid: spawned.pid(), spawned: Some(spawned) })
+        spawned
+            .wait_until("the gateway", || get_status(address, "/health/ready").ok() == Some(200))?;
+        Ok(Served::started(address, spawned, None))
     }
-}
-
-/// The gateway listens where it is told to, so a port is looked for before. Another process may
-/// take it in between; then the gateway says so and ends.
-fn free_port() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 impl Target for Crossfade {
-    fn name(&self) -> &str {
-        match self.transport {
-            Transport::WebSocket => "crossfade-ws",
-            Transport::EventStream => "crossfade-sse",
-        }
-    }
+    served!();
 
-    fn process(&self) -> Process {
-        Process(self.pid)
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    fn dialogue(&self) -> Arc<dyn Dialogue> {
-        match self.transport {
+    fn dialogue(&self, transport: Transport) -> Arc<dyn Dialogue> {
+        match transport {
             Transport::WebSocket => Arc::new(WebSocket),
             Transport::EventStream => Arc::new(EventStream),
         }
     }
 
     fn publisher(&mut self) -> anyhow::Result<Box<dyn Publisher>> {
-        Ok(Box::new(HttpPublisher::connect(self.address)?))
+        Ok(Box::new(HttpPublisher::connect(self.served.address, wording)?))
     }
+}
 
-    fn expect_alive(&mut self) -> anyhow::Result<()> {
-        self.spawned.as_mut().map_or(Ok(()), Spawned::expect_alive)
+pub(crate) fn wording(events: &[Event]) -> Vec<Vec<u8>> {
+    let json =
+        |Event { channel, data, .. }: &Event| format!(r#"{{"channel":"{channel}","data":{data}}}"#);
+    let (target, body) = match events {
+        [event] => ("/api/publish", json(event)),
+        many => {
+            let list: Vec<String> = many.iter().map(json).collect();
+            ("/api/publish/batch", format!(r#"{{"events":[{}]}}"#, list.join(",")))
+        }
+    };
+    vec![post(target, "application/json", "", &body)]
+}
+
+/// Sets what share of users is to be on the new transport.
+///
+/// # Errors
+/// When the gateway does not take it.
+pub fn set_percentage(address: SocketAddr, component: &str, percent: f64) -> anyhow::Result<()> {
+    let path = "/api/migration/feature-flags";
+    let get = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let (status, flags) = ask(address, &get)?;
+    if status != 200 {
+        bail!("GET {path} answers {status}: this gateway has no rollout");
     }
+    let version = version_of(&flags, component);
+    let mut body = format!(r#"{{"enabled":true,"rolloutPercentage":{percent}"#);
+    if let Some(version) = version {
+        body += &format!(r#","version":{version}"#);
+    }
+    body += "}";
+    let put = format!(
+        "PUT {path}/{component} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (status, answer) = ask(address, &put)?;
+    if !(200..300).contains(&status) {
+        bail!("PUT {path}/{component} answers {status}: {answer}");
+    }
+    Ok(())
+}
+
+/// The version that a change of the flag has to name, wherever the answer holds it.
+fn version_of(flags: &str, component: &str) -> Option<u64> {
+    fn search(value: &serde_json::Value, component: &str) -> Option<u64> {
+        match value {
+            serde_json::Value::Object(fields) => {
+                if fields.get("component").and_then(|name| name.as_str()) == Some(component) {
+                    return fields.get("version")?.as_u64();
+                }
+                if let Some(flag) = fields.get(component) {
+                    return flag.get("version")?.as_u64();
+                }
+                fields.values().find_map(|inner| search(inner, component))
+            }
+            serde_json::Value::Array(list) => list.iter().find_map(|one| search(one, component)),
+            _ => None,
+        }
+    }
+    search(&serde_json::from_str(flags).ok()?, component)
 }
 
 /// Subscribes with a frame.
@@ -126,32 +140,44 @@ impl Dialogue for WebSocket {
         Wire::WebSocket
     }
 
-    fn opening(&self, _channel: &str) -> Vec<u8> {
-        // The key is RFC 6455's own example: what comes back is not checked, any server's is right.
-        b"GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            .to_vec()
+    fn opening(&self, _seat: &Seat<'_>) -> Vec<u8> {
+        upgrade("/ws", "")
     }
 
-    fn after_head(&self, channel: &str) -> Vec<u8> {
-        frames::text(format!(r#"{{"type":"subscribe","channel":"{channel}"}}"#).as_bytes())
-    }
-
-    fn accepts(&self, head: &[u8]) -> bool {
-        head.starts_with(b"HTTP/1.1 101")
-    }
-
-    fn understand(&self, message: &[u8]) -> Meaning {
-        let is = |kind| memmem::find(message, kind).is_some();
-        if is(br#""type":"subscribed""#) {
-            Meaning::Subscribed
-        } else if is(br#""type":"ping""#) {
-            Meaning::Answer(frames::text(br#"{"type":"pong"}"#))
-        } else if is(br#""type":"error""#) || is(br#""type":"goodbye""#) {
-            Meaning::Refused
-        } else {
-            Meaning::Nothing
+    fn greet(&self, head: &[u8], seat: &Seat<'_>) -> Meaning {
+        if !is_upgraded(head) {
+            return Meaning::Refused;
         }
+        let connect = seat.session.map(|session| {
+            frames::text(
+                format!(r#"{{"type":"connect","session":"{session}","overlap":true}}"#).as_bytes(),
+            )
+        });
+        let since = seat.since.map(|since| format!(r#","since":"{since}""#)).unwrap_or_default();
+        let channel = seat.channel;
+        let subscribe = format!(r#"{{"type":"subscribe","channel":"{channel}"{since}}}"#);
+        let frames = [connect.unwrap_or_default(), frames::text(subscribe.as_bytes())];
+        Meaning::Answer(frames.concat())
+    }
+
+    fn understand(&self, message: &[u8], _seat: &Seat<'_>) -> Meaning {
+        let Some(kind) = behind_first(message, br#""type":""#) else { return Meaning::Nothing };
+        match kind {
+            b"subscribed" => Meaning::Subscribed,
+            b"ping" => Meaning::Answer(frames::text(br#"{"type":"pong"}"#)),
+            b"error" | b"goodbye" => Meaning::Refused,
+            b"welcome" => session(message),
+            b"migrate" => transport_of(message),
+            _ => Meaning::Nothing,
+        }
+    }
+
+    fn position<'a>(&self, message: &'a [u8]) -> Option<&'a str> {
+        behind(message, r#""position":""#, b'"')
+    }
+
+    fn resumes(&self) -> bool {
+        true
     }
 }
 
@@ -164,25 +190,85 @@ impl Dialogue for EventStream {
         Wire::EventStream
     }
 
-    fn opening(&self, channel: &str) -> Vec<u8> {
-        format!("GET /events?channel={channel} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
+    fn opening(&self, seat: &Seat<'_>) -> Vec<u8> {
+        let session = seat.session.map(|id| format!("&session={id}&overlap=1")).unwrap_or_default();
+        let since = seat.since.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
+        stream(&format!("/events?channel={}{session}", seat.channel), &since)
     }
 
-    fn after_head(&self, _channel: &str) -> Vec<u8> {
-        Vec::new()
+    fn greet(&self, head: &[u8], _seat: &Seat<'_>) -> Meaning {
+        if is_streamed(head) { Meaning::Nothing } else { Meaning::Refused }
     }
 
-    fn accepts(&self, head: &[u8]) -> bool {
-        head.starts_with(b"HTTP/1.1 200")
-    }
-
-    fn understand(&self, message: &[u8]) -> Meaning {
-        if memmem::find(message, b"event: open\n").is_some() {
+    fn understand(&self, message: &[u8], _seat: &Seat<'_>) -> Meaning {
+        let is = |kind| memmem::find(message, kind).is_some();
+        if is(b"event: open\n") {
             Meaning::Subscribed
-        } else if memmem::find(message, b"event: crossfade.goodbye\n").is_some() {
+        } else if is(b"event: crossfade.goodbye\n") {
             Meaning::Refused
+        } else if is(b"event: crossfade.migrate\n") {
+            transport_of(message)
         } else {
             Meaning::Nothing
         }
+    }
+
+    fn position<'a>(&self, message: &'a [u8]) -> Option<&'a str> {
+        message.starts_with(b"id: ").then(|| behind(message, "id: ", b'\n')).flatten()
+    }
+
+    fn resumes(&self) -> bool {
+        true
+    }
+}
+
+fn behind_first<'a>(message: &'a [u8], before: &[u8]) -> Option<&'a [u8]> {
+    let rest = &message[memmem::find(message, before)? + before.len()..];
+    rest.split(|byte| *byte == b'"').next()
+}
+
+fn session(message: &[u8]) -> Meaning {
+    behind(message, r#""session":""#, b'"')
+        .map_or(Meaning::Nothing, |id| Meaning::Session(id.to_owned()))
+}
+
+fn transport_of(message: &[u8]) -> Meaning {
+    match behind_first(message, br#""transport":""#) {
+        Some(b"sse") => Meaning::Move(Transport::EventStream),
+        Some(_) => Meaning::Move(Transport::WebSocket),
+        None => Meaning::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEAT: Seat<'_> = Seat { channel: "a", room: 0, since: None, session: None };
+
+    #[test]
+    fn a_position_is_found_where_each_transport_has_it() {
+        let event = br#"{"type":"event","channel":"a","data":"x","position":"k3-18","time":1}"#;
+        assert_eq!(WebSocket.position(event), Some("k3-18"));
+        assert_eq!(EventStream.position(b"id: k3-18\ndata: {\"id\":\"x\"}"), Some("k3-18"));
+        assert_eq!(EventStream.position(b": ping"), None);
+    }
+
+    #[test]
+    fn words_mean_the_same_on_both_transports() {
+        let frame = br#"{"type":"migrate","transport":"sse","within":5000}"#;
+        assert_eq!(WebSocket.understand(frame, &SEAT), Meaning::Move(Transport::EventStream));
+        let record = b"event: crossfade.migrate\ndata: {\"transport\":\"websocket\"}";
+        assert_eq!(EventStream.understand(record, &SEAT), Meaning::Move(Transport::WebSocket));
+        let welcome = br#"{"type":"welcome","session":"s-1","node":"n"}"#;
+        assert_eq!(WebSocket.understand(welcome, &SEAT), Meaning::Session("s-1".to_owned()));
+    }
+
+    #[test]
+    fn a_flags_version_is_found_in_either_shape() {
+        let list = r#"{"flags":[{"component":"a","version":3},{"component":"b","version":4}]}"#;
+        assert_eq!(version_of(list, "b"), Some(4));
+        assert_eq!(version_of(r#"{"b":{"version":7}}"#, "b"), Some(7));
+        assert_eq!(version_of("[]", "b"), None);
     }
 }

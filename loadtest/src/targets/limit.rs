@@ -20,7 +20,7 @@ use crate::{
     measure::Process,
     process::{Spawned, this_binary},
     publisher::{Event, Publisher},
-    target::{Dialogue, Meaning, Target},
+    target::{Dialogue, Meaning, Seat, Target, Transport},
 };
 
 /// The raw writer, in a child process.
@@ -35,9 +35,9 @@ impl Limit {
     ///
     /// # Errors
     /// When the child does not come up.
-    pub fn start(subscribers: usize, pin: bool) -> anyhow::Result<Self> {
+    pub fn start(subscribers: usize, cpus: &[usize]) -> anyhow::Result<Self> {
         let args = ["limit".into(), "--subscribers".into(), subscribers.to_string().into()];
-        let mut spawned = Spawned::start(&this_binary()?, &args, pin, |command| {
+        let mut spawned = Spawned::start(&this_binary()?, &args, cpus, |command| {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
         })?;
         let stdout = spawned.child().stdout.take().context("the child has no output")?;
@@ -61,21 +61,29 @@ impl Target for Limit {
         self.address
     }
 
-    fn dialogue(&self) -> Arc<dyn Dialogue> {
+    fn dialogue(&self, _transport: Transport) -> Arc<dyn Dialogue> {
         Arc::new(Silence)
     }
 
     fn publisher(&mut self) -> anyhow::Result<Box<dyn Publisher>> {
-        let trigger = self.spawned.child().stdin.take().context("the trigger is taken already")?;
-        Ok(Box::new(Trigger(trigger)))
+        let trigger = self.spawned.child().stdin.take();
+        Ok(Box::new(Trigger(trigger.context("limit takes one publisher")?)))
+    }
+
+    fn most_publishers(&self) -> usize {
+        1
     }
 
     fn expect_alive(&mut self) -> anyhow::Result<()> {
         self.spawned.expect_alive()
     }
+
+    fn expect_visitors(&self) -> anyhow::Result<()> {
+        bail!("limit writes to those who were there from the beginning; leave it out here")
+    }
 }
 
-/// A subscriber says nothing and is subscribed.
+/// A subscriber says which channel it is in, and is subscribed.
 struct Silence;
 
 impl Dialogue for Silence {
@@ -83,31 +91,37 @@ impl Dialogue for Silence {
         Wire::BareFrames
     }
 
-    fn opening(&self, _channel: &str) -> Vec<u8> {
-        Vec::new()
+    fn opening(&self, seat: &Seat<'_>) -> Vec<u8> {
+        seat.room.to_le_bytes().to_vec()
     }
 
-    fn after_head(&self, _channel: &str) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn accepts(&self, _head: &[u8]) -> bool {
-        true
-    }
-
-    fn understand(&self, _message: &[u8]) -> Meaning {
+    fn greet(&self, _head: &[u8], _seat: &Seat<'_>) -> Meaning {
         Meaning::Nothing
+    }
+
+    fn understand(&self, _message: &[u8], _seat: &Seat<'_>) -> Meaning {
+        Meaning::Nothing
+    }
+
+    fn is_ready_at_once(&self) -> bool {
+        true
     }
 }
 
-/// Tells the child what to write: a length, then as many bytes.
+/// Tells the child what to write: a channel's number, a length, and as many bytes.
 struct Trigger(ChildStdin);
 
 impl Publisher for Trigger {
     fn publish(&mut self, events: &[Event]) -> anyhow::Result<()> {
-        let frames: Vec<u8> = events.iter().flat_map(look_alike).collect();
-        let len = u32::try_from(frames.len())?;
-        self.0.write_all(&[&len.to_le_bytes()[..], &frames].concat())?;
+        let mut orders = Vec::new();
+        // What is due on one channel goes out as one piece.
+        for part in events.chunk_by(|one, next| one.room == next.room) {
+            let frames: Vec<u8> = part.iter().flat_map(look_alike).collect();
+            orders.extend(part[0].room.to_le_bytes());
+            orders.extend(u32::try_from(frames.len())?.to_le_bytes());
+            orders.extend(frames);
+        }
+        self.0.write_all(&orders)?;
         Ok(())
     }
 
@@ -117,7 +131,7 @@ impl Publisher for Trigger {
 }
 
 /// An event as the gateway would write it to a WebSocket.
-fn look_alike(Event { channel, data }: &Event) -> Vec<u8> {
+fn look_alike(Event { channel, data, .. }: &Event) -> Vec<u8> {
     let json = format!(
         r#"{{"type":"event","channel":"{channel}","id":"00000000-0000-7000-8000-000000000000","data":{data},"position":"00000000-00000","time":1763692800000}}"#
     );
@@ -139,23 +153,33 @@ pub struct LimitArgs {
 pub fn serve(args: &LimitArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     writeln!(io::stdout(), "{}", listener.local_addr()?)?;
-    let mut sockets = Vec::with_capacity(args.subscribers);
-    while sockets.len() < args.subscribers {
-        let (socket, _) = listener.accept()?;
+    let mut rooms: Vec<Vec<TcpStream>> = Vec::new();
+    for _ in 0..args.subscribers {
+        let (mut socket, _) = listener.accept()?;
         socket.set_nodelay(true)?;
-        sockets.push(socket);
+        let room = read_number(&mut socket)?.context("a subscriber left before it said where")?;
+        if rooms.len() <= room {
+            rooms.resize_with(room + 1, Vec::new);
+        }
+        rooms[room].push(socket);
     }
     let mut trigger = io::stdin().lock();
-    let (mut len, mut bytes) = ([0; 4], Vec::new());
-    loop {
-        match trigger.read_exact(&mut len) {
-            Ok(()) => {}
-            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(err) => return Err(err.into()),
-        }
-        bytes.resize(u32::from_le_bytes(len) as usize, 0);
+    let mut bytes = Vec::new();
+    while let Some(room) = read_number(&mut trigger)? {
+        bytes.resize(read_number(&mut trigger)?.context("an order has no length")?, 0);
         trigger.read_exact(&mut bytes)?;
-        write_to_all(&sockets, &bytes)?;
+        write_to_all(rooms.get(room).map_or(&[][..], Vec::as_slice), &bytes)?;
+    }
+    Ok(())
+}
+
+/// A number, or nothing at the end.
+fn read_number(from: &mut impl io::Read) -> anyhow::Result<Option<usize>> {
+    let mut number = [0; 4];
+    match from.read_exact(&mut number) {
+        Ok(()) => Ok(Some(u32::from_le_bytes(number) as usize)),
+        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(err) => Err(err.into()),
     }
 }
 

@@ -185,12 +185,12 @@ impl<'a> Course<'a> {
         if holds.is_empty() && step.validation {
             holds.extend(self.unvalidated());
         }
-        let was_held = std::mem::replace(&mut self.state.holds, holds);
+        self.state.holds = holds;
+        let new = look.asking.iter().any(|name| !self.state.held_by.contains(name));
         if self.state.holds.is_empty() {
             self.advance();
-        } else if look.demand == Demand::Hold
-            && !was_held.iter().any(|was| look.reasons.contains(was))
-        {
+        } else if look.demand == Demand::Hold && new {
+            self.state.held_by.clone_from(&look.asking);
             self.tell(
                 true,
                 format!("holds at {}: {}", self.state.percentage, look.reasons.join("; ")),
@@ -295,6 +295,7 @@ impl<'a> Course<'a> {
         self.state.approved = false;
         self.state.validation = Validation::Unknown;
         self.state.holds.clear();
+        self.state.held_by.clear();
         self.acts.push(Act::Move { from, to });
     }
 

@@ -70,7 +70,8 @@ impl Story {
     fn look(&mut self, demand: Demand) -> Vec<Act> {
         let reasons = vec!["interruptions are twice as many".to_owned()];
         let reasons = if demand == Demand::Nothing { Vec::new() } else { reasons };
-        self.tell(Input::Look(Look { demand, reasons, ..self.good() }))
+        let asking = reasons.iter().map(|_| "interruptions".to_owned()).collect();
+        self.tell(Input::Look(Look { demand, reasons, asking, ..self.good() }))
     }
 
     fn good(&self) -> Look {

@@ -1,57 +1,80 @@
-//! A server that does wrong on purpose, and what the scenario says of it.
+//! A server that does wrong on purpose, and what the books say of it.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
-use clap::Parser as _;
 use indicatif::ProgressBar;
 
-use super::{Fanout, lane::Lane};
+use super::{
+    Pace, Plan,
+    lane::{Calm, Lane, Turmoil},
+};
 use crate::{
     frames,
     measure::Process,
-    publisher::{HttpPublisher, Publisher},
-    target::{Dialogue, Target},
-    targets::crossfade::WebSocket,
-    verify::{Marker, Tally, payload},
+    publisher::{Publisher, http::HttpPublisher},
+    swarm::{Swarm, Watch},
+    target::{Dialogue, Mix, Target, Transport},
+    targets::crossfade::{WebSocket, wording},
+    verify::{Mark, Marker, Tally},
 };
 
 /// What a subscriber is sent when an event is published: (subscriber, number) to numbers.
 type Script = fn(usize, u64) -> Vec<u64>;
 
-/// The warm-up's numbers come before the round's.
+/// The warm-up's numbers come before the turn's.
 const CALLS: u64 = 10;
 const DELIVERIES: u64 = 3 * CALLS;
 
-#[derive(clap::Parser)]
-struct Arguments {
-    #[command(flatten)]
-    fanout: Fanout,
+/// Three subscribers of one channel, [`CALLS`] bursts of one.
+pub(super) fn plan() -> Plan {
+    Plan {
+        subscribers: 3,
+        channels: 1,
+        publishers: 1,
+        shared: false,
+        bytes: 0,
+        burst: 1,
+        batch: 1,
+        pace: Pace::Window(1),
+        publishes: CALLS,
+        time: Duration::from_secs(20),
+        patience: Duration::from_millis(200),
+        watch: Watch::Sweep,
+    }
 }
 
-/// A round of [`CALLS`] calls with three subscribers against a server that follows `script`.
-fn tally(script: Script, more: &[&str]) -> Tally {
-    let fixed = ["", "--subscribers", "3", "--publishes", "10", "--patience", "200"];
-    let plan = Arguments::try_parse_from(fixed.iter().chain(more)).unwrap().fanout;
-    let mut lane = Lane::open(Box::new(Scripted::start(script)), &plan).unwrap();
-    lane.warm_up(&plan).unwrap();
-    lane.round(&plan, &ProgressBar::hidden()).unwrap();
-    let figures = lane.into_figures();
-    Tally { bytes: 0, ..figures.tally() }
+/// One turn against a server that follows `script`, with something beside it.
+fn turn(script: Script, plan: &Plan, turmoil: &mut dyn Turmoil) -> Tally {
+    let target = Box::new(Scripted::start(script));
+    let mix = Mix::only(Transport::WebSocket);
+    let mut lane = Lane::open(target, plan, &mix, |_| {}).unwrap();
+    lane.warm_up(plan).unwrap();
+    lane.turn(plan, turmoil, &ProgressBar::hidden()).unwrap();
+    Tally { bytes: 0, ..lane.into_figures().tally() }
+}
+
+fn tally(script: Script, plan: &Plan) -> Tally {
+    turn(script, plan, &mut Calm)
 }
 
 #[test]
 fn a_server_that_keeps_its_word_has_nothing_to_hear() {
     let flawless = Tally { deliveries: DELIVERIES, ..Tally::default() };
-    for more in [&[][..], &["--watch", "epoll"], &["--rate", "200"]] {
-        assert_eq!(tally(|_, seq| vec![seq], more), flawless);
+    for watch in [Watch::Sweep, Watch::Epoll] {
+        for pace in [Pace::Window(1), Pace::Window(4), Pace::Rate(500.0)] {
+            assert_eq!(tally(|_, seq| vec![seq], &Plan { watch, pace, ..plan() }), flawless);
+        }
     }
     let four = Tally { deliveries: 4 * DELIVERIES, ..Tally::default() };
-    assert_eq!(tally(|_, seq| vec![seq], &["--burst", "4"]), four);
+    assert_eq!(tally(|_, seq| vec![seq], &Plan { burst: 4, ..plan() }), four);
+    let many = Plan { publishers: 3, shared: true, pace: Pace::Window(3), ..plan() };
+    assert_eq!(tally(|_, seq| vec![seq], &many), flawless);
 }
 
 #[test]
@@ -62,8 +85,8 @@ fn what_a_server_loses_is_missed() {
         _ => vec![seq],
     };
     let expected = Tally { deliveries: DELIVERIES - 3, lost: 3, ..Tally::default() };
-    assert_eq!(tally(lossy, &[]), expected);
-    assert_eq!(tally(lossy, &["--rate", "200"]), expected);
+    assert_eq!(tally(lossy, &plan()), expected);
+    assert_eq!(tally(lossy, &Plan { pace: Pace::Rate(200.0), ..plan() }), expected);
 }
 
 #[test]
@@ -74,7 +97,7 @@ fn what_a_server_doubles_is_noticed() {
         _ => vec![seq],
     };
     let expected = Tally { deliveries: DELIVERIES, doubled: 3, ..Tally::default() };
-    assert_eq!(tally(stutter, &[]), expected);
+    assert_eq!(tally(stutter, &plan()), expected);
 }
 
 #[test]
@@ -85,14 +108,35 @@ fn what_a_server_reorders_is_noticed() {
         _ => vec![seq],
     };
     let expected = Tally { deliveries: DELIVERIES, reordered: 1, ..Tally::default() };
-    assert_eq!(tally(muddle, &[]), expected);
+    assert_eq!(tally(muddle, &plan()), expected);
 }
 
 #[test]
 fn what_goes_wrong_in_the_warm_up_counts() {
     let late: Script = |_, seq| if seq == 3 { vec![] } else { vec![seq] };
     let expected = Tally { deliveries: DELIVERIES, lost: 3, ..Tally::default() };
-    assert_eq!(tally(late, &[]), expected);
+    assert_eq!(tally(late, &plan()), expected);
+}
+
+/// Moves one subscriber over, as a rollout does.
+struct MoveOne(bool);
+
+impl Turmoil for MoveOne {
+    fn stir(&mut self, swarm: &mut Swarm, _now: u64) -> anyhow::Result<()> {
+        if !std::mem::replace(&mut self.0, true) {
+            swarm.move_over(1, Transport::WebSocket)?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_two_connections_of_one_subscriber_bring_is_no_mishap() {
+    let flawless = Tally { deliveries: DELIVERIES, ..Tally::default() };
+    for watch in [Watch::Sweep, Watch::Epoll] {
+        let plan = Plan { watch, pace: Pace::Rate(200.0), ..plan() };
+        assert_eq!(turn(|_, seq| vec![seq], &plan, &mut MoveOne(false)), flawless);
+    }
 }
 
 /// A gateway in a thread, as far as a subscriber and a publisher can tell.
@@ -127,12 +171,12 @@ impl Target for Scripted {
         self.0
     }
 
-    fn dialogue(&self) -> Arc<dyn Dialogue> {
+    fn dialogue(&self, _transport: Transport) -> Arc<dyn Dialogue> {
         Arc::new(WebSocket)
     }
 
     fn publisher(&mut self) -> anyhow::Result<Box<dyn Publisher>> {
-        Ok(Box::new(HttpPublisher::connect(self.0)?))
+        Ok(Box::new(HttpPublisher::connect(self.0, wording)?))
     }
 
     fn expect_alive(&mut self) -> anyhow::Result<()> {
@@ -156,12 +200,16 @@ fn serve(stream: &TcpStream, room: &Mutex<Vec<TcpStream>>, script: Script) {
         let mut body = vec![0; len];
         reader.read_exact(&mut body).unwrap();
         let mut room = room.lock().unwrap();
-        for part in body.split(|byte| *byte == b'}') {
-            let Some(seq) = Marker::default().find(part) else { continue };
+        let marker = Marker::default();
+        let mut rest = &body[..];
+        while let Some((mark, behind)) = marker.find(rest) {
+            rest = behind;
             for (subscriber, stream) in room.iter_mut().enumerate() {
-                let frame = |seq: &u64| frames::server_text(payload(*seq, 0).as_bytes());
-                let frames: Vec<u8> = script(subscriber, seq).iter().flat_map(frame).collect();
-                stream.write_all(&frames).unwrap();
+                let again = |seq: &u64| Mark { seq: *seq, ..mark }.payload(0);
+                let frame = |seq: &u64| frames::server_text(again(seq).as_bytes());
+                let frames: Vec<u8> = script(subscriber, mark.seq).iter().flat_map(frame).collect();
+                // One that moved away is gone.
+                let _ = stream.write_all(&frames);
             }
         }
         drop(room);
