@@ -40,6 +40,8 @@ import { close, count, dice, effects, emit, links, now, s, send, turn } from "./
 
 export { begin } from "./state.js";
 
+/** By this it says that it understands `migrate`. */
+const CLIENT = "web/0.1.0";
 const HEARTBEAT = 25_000;
 /** A connection has to be up by then where there is no other way to fall back to. */
 const OPEN = 10_000;
@@ -243,9 +245,6 @@ function dial(transport: TransportName, overlap = false): Link | undefined {
 }
 
 /** A stream's address names one channel; the others are subscribed to once it is open. */
-/** By this it says that it understands `migrate`. */
-const CLIENT = "web/0.1.0";
-
 function stream(link: Link, overlap: boolean): string {
   const [request] = s.requests.values();
   const [channel] = [...s.channels.keys()].filter((name) => !s.channels.get(name)?.barred);

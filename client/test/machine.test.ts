@@ -350,7 +350,9 @@ describe("routes", () => {
     const route = { transport: "sse", url: "/stream", cohort: "control" } as const;
     w.happen({ type: "fetched", ask: w.state.asked, route });
     w.run(600_000);
-    expect(opened(w).map(({ path }) => path)).toEqual(["/stream?format=frames&channel=a"]);
+    expect(opened(w).map(({ path }) => path)).toEqual([
+      "/stream?format=frames&channel=a&client=web%2F0.1.0",
+    ]);
   });
 });
 
