@@ -343,6 +343,7 @@ function lose(link: Link, why: Loss): void {
   if (!readyAt && (why.status ?? 500) >= 500 && (code ?? 0) < 4000) {
     // Where no transport comes about, it says nothing about WebSockets.
     s.failures = transport === "websocket" ? s.failures + 1 : 0;
+    if (link !== s.next) count("connectFailures");
   }
   if (link === s.next) return abandon();
   close(link);
@@ -352,8 +353,7 @@ function lose(link: Link, why: Loss): void {
     if (!goodbye) count("interruptions");
     // A gateway that takes clients and loses them again is asked about once a second.
     s.attempt = now - readyAt < STABLE ? Math.min(s.attempt, 2) : 0;
-  } else count("connectFailures");
-  if (!readyAt && transport === "sse" && /^(forbidden|\w+_invalid)$/.test(why.error ?? "")) {
+  } else if (transport === "sse" && /^(forbidden|\w+_invalid)$/.test(why.error ?? "")) {
     return bar(link, why.error as string, reason);
   }
   const end = final(link, why);

@@ -106,7 +106,14 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
 
 /// Sets the rollout up and starts it.
 async fn begin(crowd: &Crowd) -> anyhow::Result<()> {
-    let step = |(percentage, bake): (u32, u64)| json!({ "percentage": percentage, "bake_seconds": bake, "min_users": 1 });
+    let step = |(percentage, bake): (u32, u64)| {
+        json!({
+            "percentage": percentage,
+            "bake_seconds": bake,
+            "min_users": 1,
+            "validation": true,
+        })
+    };
     let steps: Vec<Value> = STEPS.into_iter().map(step).collect();
     let settings = json!({
         "schedule": { "steps": steps, "cool_down_seconds": 0 },
