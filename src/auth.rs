@@ -4,19 +4,26 @@
 //! request and no session. A secret is a [`Secret`], which shows itself to nobody.
 
 mod keys;
+mod pass;
 mod pattern;
 mod permission;
 mod signer;
 mod token;
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use self::{keys::KeyRing, token::Verifier};
+use self::{keys::KeyRing, pass::Passes, token::Verifier};
 pub use self::{
+    pass::Pass,
     pattern::Pattern,
     permission::{Access, Permissions, Rules, Verb},
     signer::Signer,
@@ -190,7 +197,16 @@ impl Secret {
         Self(text.into())
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// One that stands in the settings at `name`, in place or in a file.
+    ///
+    /// # Errors
+    /// When it is in neither or in both, or the file cannot be read.
+    pub fn read(name: &str, inline: Option<&Self>, file: Option<&Path>) -> Result<Self, AuthError> {
+        keys::secret(name, inline, file)
+    }
+
+    /// What it is, for whoever signs with it.
+    pub fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 }
@@ -231,6 +247,7 @@ pub struct Auth {
     api_keys: Vec<ApiKey>,
     permissions: Permissions,
     anonymous: Option<Arc<Identity>>,
+    passes: Passes,
     is_development: bool,
 }
 
@@ -249,7 +266,8 @@ impl Auth {
         let anonymous = config.allows_anonymous().then(|| Arc::new(Identity::default()));
         let verifier = Verifier::new(config, ring);
         let is_development = config.is_development();
-        Ok(Arc::new(Self { verifier, api_keys, permissions, anonymous, is_development }))
+        let passes = Passes::default();
+        Ok(Arc::new(Self { verifier, api_keys, permissions, anonymous, passes, is_development }))
     }
 
     /// Whose token or API key this is. A wrong key takes as long as a right one.
@@ -257,10 +275,21 @@ impl Auth {
     /// # Errors
     /// Says why it does not count.
     pub async fn identify(&self, presented: &str) -> Result<Arc<Identity>, TokenError> {
-        if let Some(service) = self.service(presented) {
-            return Ok(service);
+        let known = self.passes.take(presented).or_else(|| self.service(presented));
+        if let Some(known) = known {
+            return Ok(known);
         }
         self.verifier.verify(presented).await.map(Arc::new)
+    }
+
+    /// Lets this process in as itself, once.
+    pub fn pass(&self) -> Pass {
+        self.passes.give()
+    }
+
+    /// Whether this is a pass that counts. It goes on counting.
+    pub fn is_pass(&self, presented: &str) -> bool {
+        self.passes.knows(presented)
     }
 
     /// Who those are that do not say who they are, if they are served.
@@ -277,6 +306,11 @@ impl Auth {
     /// developer's machine whoever is there.
     pub fn operates(&self, identity: &Identity, scope: Scope) -> bool {
         identity.has(scope) || (self.is_development && self.anonymous.is_some())
+    }
+
+    /// Whether this is a developer's machine.
+    pub fn is_development(&self) -> bool {
+        self.is_development
     }
 
     fn service(&self, presented: &str) -> Option<Arc<Identity>> {
@@ -296,6 +330,7 @@ fn api_key((number, config): (usize, &ApiKeyConfig)) -> Result<ApiKey, AuthError
         let reason = "the key is too short: take at least 16 random bytes".to_owned();
         return Err(AuthError { key: name, reason });
     }
-    let identity = Identity { scopes: config.scopes.clone(), ..Identity::default() };
+    let (scopes, whose) = (config.scopes.clone(), Some(config.name.as_str().into()));
+    let identity = Identity { scopes, name: whose, ..Identity::default() };
     Ok(ApiKey { identity: Arc::new(identity), digest: Sha256::digest(secret.bytes()).into() })
 }

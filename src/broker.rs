@@ -8,13 +8,15 @@
 pub mod memory;
 pub mod postgres;
 pub mod redis;
+pub mod store;
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+pub use self::store::Store;
 use crate::protocol::{Channel, Draft, Epoch, Event, MessageId, Position};
 
 /// Keeps the channels' logs and carries their news between nodes.
@@ -61,6 +63,9 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
 
     /// Whether it can be reached at the moment, as far as is known without asking.
     fn health(&self) -> Health;
+
+    /// What it keeps besides the logs: the records that nodes decide by.
+    fn store(&self) -> Arc<dyn Store>;
 }
 
 /// A draft on its way to a channel.

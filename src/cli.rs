@@ -1,7 +1,9 @@
-//! The command line: `serve`, `check`, `publish`, `tail`, `token`. Thin; `publish` and `tail` are clients of
-//! a running gateway and know of it what any client does.
+//! The command line: `serve`, `check`, `publish`, `tail`, `rollout`, `token`. Thin; `publish`, `tail` and
+//! `rollout` are clients of a running gateway and know of it what any client does.
 
+mod demo;
 mod publish;
+mod rollout;
 mod tail;
 mod token;
 
@@ -41,6 +43,10 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Print the events of channels as they come.
     Tail(tail::TailArgs),
+    /// Move users from an old side to a new one, and back.
+    Rollout(Box<rollout::RolloutArgs>),
+    /// Run a gateway with simulated users and a rollout, to watch it on the dashboard.
+    Demo(demo::DemoArgs),
     /// Make a token for development.
     Token(Box<token::TokenArgs>),
 }
@@ -65,6 +71,8 @@ impl Cli {
             Command::Check(args) => check(&args),
             Command::Publish(args) => publish::run(args).await,
             Command::Tail(args) => tail::run(args).await,
+            Command::Rollout(args) => rollout::run(*args).await,
+            Command::Demo(args) => demo::run(args).await,
             Command::Token(args) => token::run(*args),
         }
     }
@@ -101,6 +109,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 fn check(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref())?;
     Auth::new(&config.auth, config.permissions(), &Stage::default())?;
+    config.alerts.check()?;
     println!("{}", toml::to_string(&config)?);
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
+    alert::AlertConfig,
     auth::{Access, AuthConfig, Permissions, Rules},
     broker::{
         BrokerKind, Retention, Retentions, memory::MemoryConfig, postgres::PostgresConfig,
@@ -22,10 +23,13 @@ use crate::{
     cluster::ClusterConfig,
     connection::ConnectionConfig,
     http::ServerConfig,
+    legacy::{Impossible, LegacyConfig},
     node::{DedupConfig, NodeConfig},
     protocol::channel::{DEFAULT_NAMESPACE, RESERVED_NAMESPACE},
+    rollout::RolloutConfig,
     session::LimitsConfig,
     telemetry::TelemetryConfig,
+    validation::ValidationConfig,
 };
 
 /// All settings. config.toml states each with its default and a sentence.
@@ -46,10 +50,18 @@ pub struct Config {
     pub node: NodeConfig,
     /// Who is where, and what the nodes tell each other.
     pub cluster: ClusterConfig,
+    /// How clients are moved from one transport to another.
+    pub rollout: RolloutConfig,
+    /// What people are told of rollouts, and who is.
+    pub alerts: AlertConfig,
+    /// How both sides of a rollout are compared.
+    pub validation: ValidationConfig,
     /// How clients' connections are kept.
     pub connection: ConnectionConfig,
     /// How much a client or a publisher may ask for.
     pub limits: LimitsConfig,
+    /// The system that the gateway takes over from.
+    pub legacy: LegacyConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
 }
@@ -112,8 +124,12 @@ impl Default for Config {
             dedup: DedupConfig::default(),
             node: NodeConfig::default(),
             cluster: ClusterConfig::default(),
+            rollout: RolloutConfig::default(),
+            alerts: AlertConfig::default(),
+            validation: ValidationConfig::default(),
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
+            legacy: LegacyConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -205,6 +221,10 @@ impl Config {
         at_least("server.body_timeout", self.server.body_timeout, second)?;
         at_least("node.head_check", self.node.head_check, Duration::from_millis(100))?;
         at_least("dedup.window", self.dedup.window, second)?;
+        at_least("rollout.poll", self.rollout.poll, Duration::from_millis(50))?;
+        at_least("alerts.timeout", self.alerts.timeout, Duration::from_millis(100))?;
+        at_least("alerts.backoff_min", self.alerts.backoff_min, Duration::from_millis(1))?;
+        at_least("alerts.take_over", self.alerts.take_over, second)?;
         at_least("cluster.node_timeout", self.cluster.node_timeout, second)?;
         at_least("cluster.presence_batch", self.cluster.presence_batch, Duration::from_millis(1))?;
         for (key, value) in [
@@ -225,7 +245,7 @@ impl Config {
             let key = format!("channels.{namespace}.history_age");
             at_least(&key, channel.history_age.unwrap_or(second), second)?;
         }
-        Ok(())
+        Ok(self.legacy.check(self.dedup.window)?)
     }
 }
 
@@ -272,12 +292,18 @@ impl fmt::Display for ConfigError {
     }
 }
 
+impl From<Impossible> for ConfigError {
+    fn from(Impossible { key, reason, remedy }: Impossible) -> Self {
+        Self { key, reason, remedy }
+    }
+}
+
 impl ConfigError {
     fn of_value(err: &serde_path_to_error::Error<toml::de::Error>) -> Self {
         let key = err.path().to_string();
         let mut reason = err.inner().message().to_owned();
         // What stands there may be a secret.
-        if key.starts_with("auth") || key.contains("url") {
+        if key.starts_with("auth") || key.starts_with("alerts") || key.contains("url") {
             reason = without_quoted(&reason);
         }
         let remedy = if reason.starts_with("unknown field") {

@@ -4,11 +4,13 @@
 //! [`WireFormat`]; it knows nothing of HTTP heads, brokers or other connections. Its one exit
 //! gives everything back.
 
+mod accounts;
 pub mod client;
 mod expiry;
 mod floor;
 mod heartbeat;
 mod link;
+mod moving;
 mod orders;
 mod requests;
 pub mod socket;
@@ -34,16 +36,19 @@ use self::{
     expiry::{End, Expiry},
     heartbeat::{Beat, Heartbeat},
     link::Link,
+    moving::Mobility,
     orders::Parting,
     socket::Socket,
 };
-pub use self::{floor::Floor, orders::obey};
+pub use self::{floor::Floor, moving::Mover, orders::obey};
 use crate::{
     auth::{Identity, TokenError},
+    lifecycle,
     metrics::{CloseLabel, TransportLabel},
     protocol::{
         Channel, ClientFrame, CloseCode, ErrorCode, MemberId, Position, ServerFrame, SessionId,
         UserId, WireFormat,
+        frame::{About, RequestId},
         rfc6455::{self, Decoder, Message},
     },
     session::Session,
@@ -106,6 +111,8 @@ pub struct StreamRequest {
     pub presence: bool,
     /// It moves by plan: the session's connection so far may go on for a while.
     pub overlap: bool,
+    /// What the client says of itself.
+    pub about: About,
     /// With the envelope or without.
     pub format: WireFormat,
 }
@@ -155,6 +162,15 @@ impl fmt::Debug for Connection {
     }
 }
 
+/// How a WebSocket client begins.
+#[derive(Clone, Debug, Default)]
+struct Greeting {
+    id: Option<RequestId>,
+    session: Option<SessionId>,
+    overlap: bool,
+    about: About,
+}
+
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a WebSocket client sends.
@@ -190,10 +206,11 @@ impl Connection {
         request: StreamRequest,
         arrival: Arrival,
     ) -> Self {
-        let StreamRequest { session, channels, presence, overlap, format } = request;
+        let StreamRequest { session, channels, presence, overlap, about, format } = request;
         let id = session.unwrap_or_else(SessionId::generate);
         let mut this = Self::new(floor, socket, format, Session::new(id));
         this.receive(arrival);
+        this.client.desk().mobility = Mobility::new(about);
         if this.client.desk().parting().is_none() {
             this.floor.enlist(&this.client, session.is_some(), overlap);
         }
@@ -360,7 +377,10 @@ impl Connection {
                 Ok(())
             }
             Message::Pong => Ok(()),
-            Message::Close => Err(CloseCode::Normal),
+            Message::Close => {
+                self.client.desk().account.left = true;
+                Err(CloseCode::Normal)
+            }
         }
     }
 
@@ -386,15 +406,17 @@ impl Connection {
     /// Welcomes the client once it is known who it is; whether its first frame asked for nothing else.
     fn greet(&mut self, first: &ClientFrame) -> Result<bool, CloseCode> {
         let (token, asked) = match first {
-            ClientFrame::Connect { id, token, session, overlap } => {
-                (token.clone(), Some((*id, *session, *overlap)))
+            ClientFrame::Connect { id, token, session, overlap, about } => {
+                let about = about.clone();
+                let greeting = Greeting { id: *id, session: *session, overlap: *overlap, about };
+                (token.clone(), Some(greeting))
             }
             _ => (None, None),
         };
-        if let (Some(token), Some(asked)) = (token, asked) {
+        if let (Some(token), Some(greeting)) = (token, asked.clone()) {
             let (client, floor) = (Arc::clone(&self.client), Arc::clone(&self.floor));
             self.work = Some(Box::pin(async move {
-                requests::authenticate(&floor, &client, asked, token).await;
+                requests::authenticate(&floor, &client, greeting, token).await;
             }));
             return Ok(true);
         }
@@ -404,8 +426,9 @@ impl Connection {
             self.client.send(&mut self.client.desk(), &refusal);
             return Err(CloseCode::Unauthorised);
         }
+        let only_greets = asked.is_some();
         self.floor.welcome(&self.client, asked.unwrap_or_default());
-        Ok(asked.is_some())
+        Ok(only_greets)
     }
 
     /// Begins with what the client asked for next, once it has read the answer before.
@@ -457,7 +480,7 @@ impl Connection {
             return Err(CloseCode::TooSlow);
         }
         if stalled.is_none() {
-            self.client.send(&mut desk, &ServerFrame::Ping);
+            self.client.send(&mut desk, &ServerFrame::Ping { time: lifecycle::unix_ms() });
         }
         Ok(())
     }
@@ -466,6 +489,7 @@ impl Connection {
     async fn part(&mut self, code: CloseCode) {
         // What is at hand goes out first: it need not be read again elsewhere.
         let _ = self.client.write_due();
+        self.floor.departed(&self.client, code);
         self.give_back();
         if code != CloseCode::Normal {
             let goodbye = self.goodbye(code);
@@ -576,6 +600,7 @@ fn welcome(floor: &Floor, session: SessionId, id: Option<u64>) -> ServerFrame {
         member: MemberId::of(session),
         node: Arc::clone(floor.node.name()),
         heartbeat: u64::try_from(floor.config.heartbeat.as_millis()).unwrap_or(u64::MAX),
+        time: lifecycle::unix_ms(),
         version: PROTOCOL_VERSION,
     }
 }

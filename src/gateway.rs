@@ -9,8 +9,13 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
+mod herald;
+
+use self::herald::Herald;
 use crate::{
+    alert::{AlertError, Alerts, Place},
     auth::{Auth, AuthError},
     broker::{
         Broker, BrokerError, BrokerKind, Feed, Health,
@@ -20,15 +25,22 @@ use crate::{
     },
     cluster::Cluster,
     config::Config,
-    connection::{self, Floor},
+    connection::{self, Floor, Mover},
     http::{
         Edge, Gate,
         accept::{self, Patience, TlsError},
         router,
     },
+    legacy::{
+        self, Legacy, LegacyError, Sides,
+        rolled::{self, Rolled},
+    },
     lifecycle::Lifecycle,
+    memory,
     metrics::Metrics,
     node::Node,
+    rollout::{self, RolloutConfig, Rollouts, source::SourceError},
+    validation::{Door, Validator},
 };
 
 /// A gateway that has its address and is about to serve it.
@@ -39,6 +51,10 @@ pub struct Gateway {
     tls: Option<TlsAcceptor>,
     auth: Arc<Auth>,
     node: Arc<Node>,
+    rollouts: Rollouts,
+    legacy: Arc<Legacy>,
+    alerts: Arc<Alerts>,
+    validation: Arc<Validator>,
 }
 
 impl fmt::Debug for Gateway {
@@ -57,16 +73,54 @@ impl Gateway {
         let listener = accept::listen(&config.server)
             .map_err(|source| GatewayError::Listen { listen, source })?;
         let tls = accept::tls(&config.server.tls)?;
+        let address = listener.local_addr().unwrap_or(listen);
+        let door = Door::new(
+            config.validation.through.unwrap_or(address),
+            accept::certificate(&config.server.tls)?,
+        )?;
         let lifecycle = Lifecycle::default();
         let auth = Auth::new(&config.auth, config.permissions(), &lifecycle.background)?;
         let broker = broker(&config, &lifecycle)?;
         let metrics = Arc::new(Metrics::new());
         let background = &lifecycle.background;
         let node = Node::start(&config.node, &config.dedup, broker, metrics, background);
+        let place =
+            Place { environment: config.auth.environment.clone(), node: node.name().to_string() };
+        // They lean on the store, so they end before it.
+        let stage = &lifecycle.cluster;
+        let alerts = Alerts::start(node.store(), &config.alerts, place, node.metrics(), stage)?;
         if let Some(within) = config.broker.start_timeout {
             require(&node, within).await?;
         }
-        Ok(Self { config, lifecycle, listener, tls, auth, node })
+        let place = rollout::Place {
+            node: node.name().to_string(),
+            run: Uuid::new_v4().to_string(),
+            environment: config.auth.environment.clone(),
+            memory: memory::used_share,
+        };
+        let (rollouts, news) = Rollouts::start(&node.store(), &place, &config.rollout, background)?;
+        let legacy = Arc::new(legacy(&config, &node, &rollouts, &lifecycle)?);
+        let stop_listening = lifecycle.listening.stopping().clone();
+        let validation = Validator::new(Arc::clone(&auth), Arc::clone(&node), door, stop_listening);
+        let herald = Herald {
+            alerts: Arc::clone(&alerts),
+            validation: Arc::clone(&validation),
+            board: Arc::clone(&rollouts.board),
+            stage: lifecycle.cluster.clone(),
+        };
+        herald.start(news);
+        Ok(Self {
+            config,
+            lifecycle,
+            listener,
+            tls,
+            auth,
+            node,
+            rollouts,
+            legacy,
+            alerts,
+            validation,
+        })
     }
 
     /// Where it listens.
@@ -80,15 +134,32 @@ impl Gateway {
     /// Serves until `stop` resolves, then parts from everybody. Returns how many tasks had to be cut
     /// off.
     pub async fn run(self, stop: impl Future<Output = ()>) -> usize {
-        let Self { config, lifecycle, listener, tls, auth, node } = self;
+        let Self {
+            config,
+            lifecycle,
+            listener,
+            tls,
+            auth,
+            node,
+            rollouts,
+            legacy,
+            alerts,
+            validation,
+        } = self;
         let stopping = lifecycle.connections.stopping().clone();
         let patience = Patience::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
-        let floor = Floor::new(node, (auth, cluster), config.connection, config.limits, stopping);
+        let RolloutConfig { drain, .. } = config.rollout;
+        let has_old = legacy.upstream().is_some();
+        let (taking, moved) = (Arc::clone(&legacy), rollouts.clone());
+        rolled::keep_moving(taking, moved, drain.rate, &lifecycle.connections);
+        let (connection, limits) = (config.connection, config.limits);
+        let floor = Floor::new(node, (auth, cluster), rollouts, connection, limits, stopping);
         let floor = Arc::new(floor);
         let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
+        Mover::new(Arc::clone(&floor), drain, has_old).start(&lifecycle.connections);
         let draining = CancellationToken::new();
         let connections = lifecycle.connections.clone();
         let refused = floor.node.metrics().refused.clone();
@@ -99,35 +170,60 @@ impl Gateway {
             server: Arc::clone(&server),
             gate: Arc::clone(&gate),
             connections,
+            alerts,
+            validation,
             draining: draining.clone(),
+            legacy,
         };
         let stage = lifecycle.listening.clone();
         let accepting = accept::accept(listener, tls, router(edge), gate, patience, stage);
         lifecycle.listening.spawn("accept", accepting);
         stop.await;
         draining.cancel();
-        let from = Instant::now();
-        info!(delay = ?server.drain_delay, "stopping: not ready any more");
-        sleep_until(from + server.drain_delay).await;
-        info!("no new clients, goodbye to those who are here");
-        let abandoned = lifecycle.drain(server.shutdown_timeout).await;
-        if abandoned != 0 {
-            warn!(abandoned, "not everything ended within server.shutdown_timeout");
-        }
-        abandoned
+        part(&lifecycle, server.drain_delay, server.shutdown_timeout).await
     }
+}
+
+/// Not ready any more, then parts from everybody. Returns how many tasks had to be cut off.
+async fn part(lifecycle: &Lifecycle, delay: Duration, within: Duration) -> usize {
+    let from = Instant::now();
+    info!(?delay, "stopping: not ready any more");
+    sleep_until(from + delay).await;
+    info!("no new clients, goodbye to those who are here");
+    let abandoned = lifecycle.drain(within).await;
+    if abandoned != 0 {
+        warn!(abandoned, "not everything ended within server.shutdown_timeout");
+    }
+    abandoned
 }
 
 fn broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {
     let retentions = Arc::new(config.retentions());
     let stage = &lifecycle.background;
     Ok(match config.broker.kind {
-        BrokerKind::Memory => shared(MemoryBroker::new(&config.broker.memory, retentions)),
+        BrokerKind::Memory => shared(MemoryBroker::open(&config.broker.memory, retentions)?),
         BrokerKind::Redis => shared(RedisBroker::connect(&config.broker.redis, retentions, stage)?),
         BrokerKind::Postgres => {
             shared(PostgresBroker::connect(&config.broker.postgres, retentions, stage)?)
         }
     })
+}
+
+/// The system that is taken over from, and which of its users are on which side.
+fn legacy(
+    config: &Config,
+    node: &Arc<Node>,
+    rollouts: &Rollouts,
+    lifecycle: &Lifecycle,
+) -> Result<Legacy, LegacyError> {
+    let (rollouts, otherwise) = (rollouts.clone(), config.legacy.side);
+    let sides: Arc<dyn Sides> = Arc::new(Rolled { rollouts, otherwise });
+    let redis = config.broker.kind == BrokerKind::Redis;
+    let bounds = legacy::Bounds {
+        event_bytes: config.limits.event_bytes,
+        bells: redis.then(|| config.broker.redis.prefix.clone()),
+    };
+    Legacy::start(&config.legacy, sides, (node, bounds), &lifecycle.cluster)
 }
 
 fn shared((broker, feed): (impl Broker, Feed)) -> (Arc<dyn Broker>, Feed) {
@@ -164,15 +260,27 @@ pub enum GatewayError {
     /// TLS cannot be spoken.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The gateway cannot come to itself by TLS.
+    #[error("TLS cannot be spoken to this node itself: {0}")]
+    Door(#[from] rustls::Error),
     /// A key cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),
+    /// The source of a rollout's percentage cannot be asked.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A webhook cannot be used.
+    #[error(transparent)]
+    Alert(#[from] AlertError),
     /// The broker's settings are impossible.
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// The settings for Redis are impossible.
     #[error(transparent)]
     Redis(#[from] RedisConfigError),
+    /// The old system cannot be taken over from.
+    #[error(transparent)]
+    Legacy(#[from] LegacyError),
     /// The broker is not there.
     #[error(
         "the broker was not there within broker.start_timeout = {within:?}: {reason}; \

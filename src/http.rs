@@ -4,18 +4,26 @@
 //! The state they share is handles only. How sockets are accepted is [`accept`]'s business.
 
 pub mod accept;
+mod alerts;
 mod bearer;
 mod channels;
+mod dashboard;
 mod error;
 mod events;
 mod gate;
+mod legacy;
 mod lend;
+mod migration;
+mod ofrep;
 mod ops;
 mod origin;
+mod page;
 mod presence;
 mod proxy;
 mod publish;
 mod pulse;
+mod route;
+mod validation;
 mod websocket;
 
 use std::{
@@ -28,9 +36,9 @@ use std::{
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    extract::Request,
+    extract::{Request, State},
     middleware,
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +52,9 @@ pub use self::{
     origin::OriginRule,
     proxy::TrustedProxy,
 };
-use crate::{connection::Floor, lifecycle::Stage};
+use crate::{
+    alert::Alerts, connection::Floor, legacy::Legacy, lifecycle::Stage, validation::Validator,
+};
 
 /// Section `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,13 +125,23 @@ pub struct Edge {
     pub gate: Arc<Gate>,
     /// Where clients' tasks belong.
     pub connections: Stage,
+    /// What people are told.
+    pub alerts: Arc<Alerts>,
+    /// What compares both sides of a rollout.
+    pub validation: Arc<Validator>,
     /// The node takes no new clients any more.
     pub draining: CancellationToken,
+    /// The system that the gateway takes over from.
+    pub legacy: Arc<Legacy>,
 }
 
 impl Edge {
-    /// Lets the client in that a request comes from.
-    fn admit(&self, request: &Request) -> Result<Admission, Refusal> {
+    /// Lets the client in that a request comes from. The gateway's own sessions all have one address
+    /// and come at once.
+    fn admit(&self, request: &Request, own: bool) -> Result<Admission, Refusal> {
+        if own {
+            return self.gate.admit_own();
+        }
         let peer = request.extensions().get::<Peer>();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
         let ip = proxy::client_ip(peer, request.headers(), &self.server.trusted_proxies);
@@ -133,6 +153,8 @@ impl Edge {
 pub fn router(edge: Edge) -> Router {
     // Pages have no business with what orchestrators and Prometheus ask.
     let for_pages = Router::new()
+        .route("/", any(page::demo))
+        .route("/dashboard", get(page::dashboard))
         .route("/ws", get(websocket::open))
         .route("/events", get(events::open))
         .route("/events/{session}", post(events::ask))
@@ -142,6 +164,23 @@ pub fn router(edge: Edge) -> Router {
         .route("/api/channels/{channel}/history", get(channels::history))
         .route("/api/channels/{channel}/presence", get(presence::list))
         .route("/api/sessions/disconnect", post(presence::disconnect))
+        .route("/api/route", get(route::route))
+        .route("/api/migration/feature-flags", get(migration::flags))
+        .route("/api/migration/feature-flags/{component}", get(migration::flag).put(migration::put))
+        .route("/api/migration/emergency-stop", post(migration::emergency_stop))
+        .route("/api/migration/dashboard", get(dashboard::now))
+        .route("/api/migration/dashboard/stream", get(dashboard::live))
+        .route("/api/migration/history", get(migration::history))
+        .route(
+            "/api/migration/validation/{component}",
+            get(validation::newest).post(validation::start),
+        )
+        .route("/api/migration/alerts", get(alerts::list))
+        .route("/api/migration/alerts/{id}/acknowledge", post(alerts::acknowledge))
+        .route("/api/migration/{verb}/{component}", post(migration::order))
+        .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
+        .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))
+        .route("/api/migration/shadow", get(legacy::report))
         .method_not_allowed_fallback(error::method_not_allowed)
         // limits.body_bytes is the limit.
         .layer(DefaultBodyLimit::disable())
@@ -151,5 +190,9 @@ pub fn router(edge: Edge) -> Router {
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))
         .method_not_allowed_fallback(error::method_not_allowed);
-    for_pages.merge(for_operators).fallback(error::not_found).with_state(edge)
+    let pages = for_pages.clone().with_state(edge.clone());
+    let unknown = move |State(edge): State<Edge>, request: Request| {
+        legacy::answer(edge, pages.clone(), request)
+    };
+    for_pages.merge(for_operators).fallback(unknown).with_state(edge)
 }

@@ -49,8 +49,103 @@ pub struct Metrics {
     pub members: Gauge,
     /// Frames about presence that went to clients.
     pub presence_frames: Counter,
+    /// Clients asked to move, by the transport they were asked to move to.
+    pub asked_to_move: Family<TransportLabel, Counter>,
+    /// Alerts raised on this node.
+    pub alerts: Counter,
+    /// Alerts that webhooks have heard of.
+    pub webhooks_sent: Family<WebhookLabel, Counter>,
+    /// Alerts that webhooks would not take, or could not in time.
+    pub webhooks_failed: Family<WebhookLabel, Counter>,
+    /// Webhooks that rest because they failed again and again.
+    pub webhooks_broken: Gauge,
     /// Whether the broker can be reached.
     pub broker_up: Gauge,
+    /// Taking over from the old system.
+    pub legacy: LegacyMetrics,
+}
+
+/// What is counted of the system that the gateway takes over from.
+#[derive(Debug)]
+pub struct LegacyMetrics {
+    /// Requests to old addresses that the gateway could serve, by the side that did.
+    pub sides: Family<SideLabel, Counter>,
+    /// Requests passed on, by the status of the answer or why there was none.
+    upstream: Family<AnswerLabel, Counter>,
+    /// Streams and WebSockets of the old server's that are open.
+    pub streams: Gauge,
+    /// Whether this node is the one that takes messages in.
+    pub holder: Gauge,
+    /// Messages heard on the old channels, by what became of them.
+    messages: Family<OutcomeLabel, Counter>,
+    /// Messages heard that wait to be put into the logs, or for another node to have done so.
+    pub backlog: Gauge,
+    /// Times listening to the old channels was interrupted.
+    pub interruptions: Counter,
+    /// Events for the old channels, by what became of them.
+    copies: Family<OutcomeLabel, Counter>,
+    /// What a comparison of both sides found.
+    compared: Family<OutcomeLabel, Counter>,
+}
+
+impl LegacyMetrics {
+    fn new(in_registry: &mut Registering<'_>) -> Self {
+        Self {
+            sides: in_registry.family("legacy_requests", "Requests to old addresses, by side"),
+            upstream: in_registry
+                .family("legacy_upstream", "Requests passed on, by the answer's status or lack"),
+            streams: in_registry.gauge("legacy_streams", "Streams of the old server's, open"),
+            holder: in_registry.gauge("legacy_holder", "1 while this node takes messages in"),
+            messages: in_registry.family("legacy_messages", "Messages taken in, by outcome"),
+            backlog: in_registry.gauge("legacy_backlog", "Messages heard and not known in the log"),
+            interruptions: in_registry
+                .counter("legacy_interruptions", "Times listening to old channels was interrupted"),
+            copies: in_registry.family("legacy_copies", "Events copied out, by outcome"),
+            compared: in_registry
+                .family("legacy_compared", "Events of both sides compared, by outcome"),
+        }
+    }
+
+    /// The old server answered with this status, or did not for this reason.
+    pub fn upstream(&self, answer: &str) {
+        self.upstream.get_or_create(&AnswerLabel { answer: answer.to_owned() }).inc();
+    }
+
+    /// So many messages of the old channels ended like this.
+    pub fn messages(&self, outcome: &'static str, number: u64) {
+        self.messages.get_or_create(&OutcomeLabel { outcome }).inc_by(number);
+    }
+
+    /// So many events for the old channels ended like this.
+    pub fn copies(&self, outcome: &'static str, number: u64) {
+        self.copies.get_or_create(&OutcomeLabel { outcome }).inc_by(number);
+    }
+
+    /// A comparison found this.
+    pub fn compared(&self, outcome: &'static str) {
+        self.compared.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+}
+
+/// Who served a request to an old address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SideLabel {
+    /// `upstream`, `shadow` or `gateway`.
+    pub side: &'static str,
+}
+
+/// How the old server answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AnswerLabel {
+    /// A status, or `unreachable`, `timeout`, `broken`, `loop`, `full`.
+    pub answer: String,
+}
+
+/// What became of something.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// In a word.
+    pub outcome: &'static str,
 }
 
 /// What carries a connection.
@@ -58,6 +153,13 @@ pub struct Metrics {
 pub struct TransportLabel {
     /// `websocket` or `sse`.
     pub transport: &'static str,
+}
+
+/// Which webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WebhookLabel {
+    /// Its name.
+    pub webhook: String,
 }
 
 /// Why a connection ended.
@@ -70,7 +172,7 @@ pub struct CloseLabel {
 /// Why somebody was not let in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabel {
-    /// `sockets`, `node`, `ip`, `user`, `rate`, `origin`, `keys`: who did not come in. `nobody`, `token`,
+    /// `sockets`, `node`, `ip`, `user`, `rate`, `origin`, `keys`, `upstream`: who did not come in. `nobody`, `token`,
     /// `forbidden`, `frames`, `publishes`: who was refused something.
     pub reason: &'static str,
 }
@@ -108,7 +210,16 @@ impl Metrics {
             members: in_registry.gauge("members", "Members of all channels, on all nodes"),
             presence_frames: in_registry
                 .counter("presence_frames", "Frames about presence that went to clients"),
+            asked_to_move: in_registry
+                .family("clients_asked_to_move", "Clients asked to move, by transport"),
+            alerts: in_registry.counter("alerts", "Alerts raised on this node"),
+            webhooks_sent: in_registry.family("webhooks_sent", "Alerts that webhooks took"),
+            webhooks_failed: in_registry
+                .family("webhooks_failed", "Alerts that webhooks did not take"),
+            webhooks_broken: in_registry
+                .gauge("webhooks_broken", "Webhooks that rest after failing again and again"),
             broker_up: in_registry.gauge("broker_up", "1 while the broker can be reached"),
+            legacy: LegacyMetrics::new(&mut in_registry),
             registry,
         }
     }

@@ -8,7 +8,12 @@ pub mod hub;
 pub mod log;
 mod reading;
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    num::NonZeroUsize,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -20,7 +25,9 @@ pub use self::{
 };
 use self::{hub::Hub, log::RingLimits, reading::Reading};
 use crate::{
-    broker::{Broker, BrokerError, Feed, Health, Incoming, Publication, Range, Receipt, Slice},
+    broker::{
+        Broker, BrokerError, Feed, Health, Incoming, Publication, Range, Receipt, Slice, Store,
+    },
     lifecycle::Stage,
     metrics::Metrics,
     protocol::{Channel, Event, Position, frame::ResetReason},
@@ -88,6 +95,16 @@ pub struct Node {
     reading: Arc<Reading>,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
+    tap: OnceLock<Arc<dyn Tap>>,
+}
+
+/// Is told of what is published through this node. It must not wait.
+pub trait Tap: fmt::Debug + Send + Sync {
+    /// Whether it is to be told of a channel.
+    fn wants(&self, channel: &Channel) -> bool;
+
+    /// This is in the log now, and was not before.
+    fn stored(&self, publication: Publication);
 }
 
 impl Node {
@@ -109,7 +126,7 @@ impl Node {
         } else {
             config.name.as_str().into()
         };
-        let node = Arc::new(Self { name, broker, reading, hub, metrics });
+        let node = Arc::new(Self { name, broker, reading, hub, metrics, tap: OnceLock::new() });
         stage.spawn("pump", pump(Arc::clone(&node), feed, stage.clone()));
         let keep = keep_house(Arc::clone(&node), config.clone(), stage.clone());
         stage.spawn("housekeeping", keep);
@@ -126,13 +143,36 @@ impl Node {
         &self.metrics
     }
 
+    /// What is kept besides the logs.
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.broker.store()
+    }
+
     /// Whether the broker can be reached.
     pub fn health(&self) -> Health {
         self.broker.health()
     }
 
+    /// Tells somebody of what is published from now on. There can be one.
+    pub fn tap(&self, tap: Arc<dyn Tap>) {
+        let _ = self.tap.set(tap);
+    }
+
     /// Appends each publication to its channel's log; one answer for each, in the same order.
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Receipt, BrokerError>> {
+        let Some(tap) = self.tap.get() else { return self.append(batch).await };
+        let told: Vec<_> = batch.iter().map(|p| tap.wants(&p.channel).then(|| p.clone())).collect();
+        let receipts = self.append(batch).await;
+        for (told, receipt) in told.into_iter().zip(&receipts) {
+            if let (Some(told), Ok(Receipt { duplicate: false, .. })) = (told, receipt) {
+                tap.stored(told);
+            }
+        }
+        receipts
+    }
+
+    /// As [`publish`](Self::publish), and the tap is not told: what comes from where it leads to.
+    pub async fn append(&self, batch: Vec<Publication>) -> Vec<Result<Receipt, BrokerError>> {
         let begin = Instant::now();
         let receipts = self.broker.publish(batch).await;
         self.metrics.publish_seconds.observe(begin.elapsed().as_secs_f64());

@@ -116,7 +116,14 @@ impl<L> Session<L> {
     pub fn check(&self, frame: &ClientFrame, limits: &LimitsConfig) -> Result<(), ServerFrame> {
         let refused = |code, message: String| Err(frame.refused(code, message));
         match frame {
-            ClientFrame::Pong | ClientFrame::Connect { token: Some(_), .. } => Ok(()),
+            ClientFrame::Pong
+            | ClientFrame::Goodbye
+            | ClientFrame::Connect { token: Some(_), .. } => Ok(()),
+            ClientFrame::Report { stats, .. } if REPORT_BYTES < stats.len() => {
+                let message = format!("a report may have {REPORT_BYTES} bytes");
+                refused(ErrorCode::TooLarge, message)
+            }
+            ClientFrame::Report { .. } => Ok(()),
             ClientFrame::History { limit: Some(0), .. } => {
                 refused(ErrorCode::Malformed, "a history's limit is 1 or more".to_owned())
             }
@@ -180,6 +187,11 @@ impl<L> Session<L> {
         self.subscriptions.iter_mut().find(|subscription| subscription.channel == *channel)
     }
 
+    /// How many channels it reads.
+    pub fn reads_many(&self) -> usize {
+        self.subscriptions.len()
+    }
+
     /// All that it reads.
     pub fn subscriptions(&mut self) -> impl Iterator<Item = &mut Subscription<L>> {
         self.subscriptions.iter_mut()
@@ -237,6 +249,9 @@ impl<L> Session<L> {
         self.subscriptions.iter().any(|subscription| subscription.channel == *channel)
     }
 }
+
+/// Bytes of what a client measured.
+const REPORT_BYTES: usize = 4096;
 
 #[cfg(test)]
 mod tests {

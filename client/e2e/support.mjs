@@ -81,6 +81,12 @@ export class Gateway {
         () => false,
       ),
     );
+    // Until it has read its rollouts it sends everybody to SSE, and says that none is on.
+    await eventually("its rollouts are read", async () => {
+      const answer = await fetch(`${this.url}/api/route`);
+      const { because, transport } = answer.ok ? await answer.json() : {};
+      return because !== "off" || transport === "websocket";
+    });
   }
 
   async kill(signal = "SIGKILL") {
@@ -223,6 +229,8 @@ export class Browser {
     await once(browser.server, "listening");
     browser.chromium = await chromium.launch({
       executablePath: browserPath,
+      // Pages that are left are kept for coming back, as in a browser of one's own.
+      ignoreDefaultArgs: ["--disable-back-forward-cache"],
       args: ["--no-sandbox", "--disable-dev-shm-usage"],
     });
     return browser;

@@ -2,7 +2,7 @@
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
-const BUDGET = 11_750;
+const BUDGET = 9_600;
 
 process.chdir(new URL("../", import.meta.url).pathname);
 const { outputFiles } = await build({

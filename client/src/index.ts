@@ -1,11 +1,4 @@
 /** `@crossfade/client`: channels that survive reconnects and changes of transport. */
-import { Client, type ClientOptions } from "./client.js";
-
-/** Makes a client. It connects when the first channel is listened to, or with `connect()`. */
-export function createClient(options?: ClientOptions): Client {
-  return new Client(options);
-}
-
 export type {
   AnyMessage,
   Channel,
@@ -13,14 +6,15 @@ export type {
   HistoryOptions,
   Presence,
   PublishOptions,
-} from "./channel.js";
-export type {
-  Client,
-  ClientOptions,
-  ConnectionState,
-  Environment,
-  EventOf,
   Unsubscribe,
+} from "./channel.js";
+export {
+  type Client,
+  type ClientOptions,
+  type ConnectionState,
+  createClient,
+  type Environment,
+  type EventOf,
 } from "./client.js";
 export { CrossfadeError } from "./error.js";
 export type { PresenceChange } from "./presence.js";

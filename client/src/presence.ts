@@ -23,38 +23,33 @@ export const NOBODY: View = { members: new Map(), count: 0 };
 
 /** The view after the news. */
 export function fold(view: View, news: PresenceNews): View {
-  const { joined = [], updated = [], left = [], count } = news;
-  if (!news.members && !joined.length && !updated.length && !left.length) {
-    return count === undefined || count === view.members.size
-      ? view
-      : { members: new Map(), count };
+  const { members: all, joined = [], updated = [], left = [], count } = news;
+  const told = [...(all ?? []), ...joined, ...updated];
+  // Nothing but a count that does not fit: the channel has become too large to be listed.
+  if (!all && !told.length && !left.length && count !== undefined && count !== view.members.size) {
+    return { members: new Map(), count };
   }
-  const members = new Map(news.members ? [] : view.members);
-  for (const member of [...(news.members ?? []), ...joined, ...updated]) {
-    members.set(member.session, member);
-  }
+  const members = new Map(all ? [] : view.members);
+  for (const member of told) members.set(member.session, member);
   for (const { session } of left) members.delete(session);
   return { members, count: count ?? members.size };
 }
 
 /** What those are told who saw `before`; nothing if nothing changed. */
 export function difference(before: View, after: View): PresenceChange | undefined {
-  if (before === after) return;
-  const listed = (view: View) => view.count === view.members.size;
-  const both = listed(before) && listed(after);
-  const joined: Member[] = [];
-  const updated: Member[] = [];
-  for (const member of both ? after.members.values() : []) {
-    const known = before.members.get(member.session);
-    if (!known) joined.push(member);
-    else if (known !== member && looks(known) !== looks(member)) updated.push(member);
-  }
-  const left = both
-    ? [...before.members.values()].filter((m) => !after.members.has(m.session))
-    : [];
-  const same = !joined.length && !updated.length && !left.length && before.count === after.count;
-  if (same && listed(before) === listed(after)) return;
-  return { joined, updated, left, members: [...after.members.values()], count: after.count };
+  const [was, is] = [before.members, after.members];
+  const members = [...is.values()];
+  // Who is only counted in one of them has neither come nor gone.
+  const listed = before.count === was.size && after.count === is.size;
+  const joined = members.filter(({ session }) => listed && !was.has(session));
+  const updated = members.filter((member) => {
+    const known = was.get(member.session);
+    return listed && known && looks(known) !== looks(member);
+  });
+  const left = [...was.values()].filter(({ session }) => listed && !is.has(session));
+  const changed = joined.length + updated.length + left.length;
+  if (changed || before.count !== after.count || was.size !== is.size)
+    return { joined, updated, left, members, count: after.count };
 }
 
 function looks({ user, info, state }: Member): string {

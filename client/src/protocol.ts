@@ -50,6 +50,7 @@ export type ClientFrame =
       readonly session?: string;
       readonly token?: string;
       readonly client?: string;
+      readonly unit?: string;
       readonly overlap?: true;
     }
   | {
@@ -83,6 +84,8 @@ export type ClientFrame =
       readonly limit?: number;
     }
   | { readonly type: "report"; readonly id: number; readonly stats: unknown }
+  /** I leave by my own will. */
+  | { readonly type: "goodbye" }
   | { readonly type: "pong" };
 
 export interface Published {
@@ -117,6 +120,8 @@ export type ServerFrame =
       readonly node: string;
       readonly heartbeat: number;
       readonly version: number;
+      /** The gateway's clock. */
+      readonly time?: number;
     }
   | ({
       readonly type: "subscribed";
@@ -155,7 +160,7 @@ export type ServerFrame =
     }
   | { readonly type: "expiring"; readonly in: number }
   | Goodbye
-  | { readonly type: "ping" }
+  | { readonly type: "ping"; readonly time?: number }
   | Refusal;
 
 /** What `GET /api/route` answers: which transport this client is to use. */
@@ -163,8 +168,10 @@ export interface Route {
   readonly transport: TransportName;
   readonly url: string;
   readonly fallback?: { readonly transport: TransportName; readonly url: string };
-  readonly cohort?: string;
+  readonly cohort?: "new" | "control" | "rest";
+  readonly bucket?: number;
   readonly version?: number;
+  readonly component?: string;
 }
 
 /** Whether a channel can have this name. */
@@ -172,41 +179,15 @@ export function isChannelName(name: string): boolean {
   return /^[\w.:/@#=-]{1,200}$/.test(name) && !name.startsWith("crossfade:");
 }
 
-/** The two halves of a position, or none if the text is no position. */
-export function readPosition(text: Position): { epoch: string; offset: number } | undefined {
-  const found = /^([0-9a-z]+)-(\d+)$/.exec(text);
-  return found ? { epoch: found[1] as string, offset: Number(found[2]) } : undefined;
+/** How two places lie to each other. Those of two epochs cannot be compared; all is ahead of none. */
+export function compare(held: Position | undefined, told: Position): "ahead" | "held" | "foreign" {
+  if (!held) return "ahead";
+  const [[a, from], [b, to]] = [held.split("-"), told.split("-")] as [string[], string[]];
+  if (a !== b) return "foreign";
+  return Number(to) > Number(from) ? "ahead" : "held";
 }
-
-/** How two places lie to each other. Those of two epochs cannot be compared. */
-export function compare(held: Position, told: Position): "ahead" | "held" | "foreign" {
-  const [a, b] = [readPosition(held), readPosition(told)];
-  if (!a || !b || a.epoch !== b.epoch) return "foreign";
-  return b.offset > a.offset ? "ahead" : "held";
-}
-
-/** Where a stream stands: the `id:` of its events, `?since=` of its address. */
-export function writePositions(
-  channels: readonly string[],
-  at: (name: string) => Position | undefined,
-) {
-  const only = channels.length === 1 ? at(channels[0] as string) : undefined;
-  if (only) return only;
-  const known = channels.map((name) => [name, at(name)]).filter(([, position]) => position);
-  return known.map(([name, position]) => `${name}~${position}`).join(",");
-}
-
-/** The same read back; a bare position is that of the stream's only channel. */
-export function readPositions(text: string, channels: readonly string[]): [string, Position][] {
-  if (readPosition(text)) return channels.length === 1 ? [[channels[0] as string, text]] : [];
-  const pairs = text.split(",").map((pair) => pair.split("~"));
-  return pairs.filter((pair): pair is [string, string] => !!pair[1] && !!readPosition(pair[1]));
-}
-
-/** Close codes after which a client does not come back by itself. */
-const FINAL = [1000, 1002, 1007, 1009, 4000, 4001, 4006, 4007];
 
 /** Whether a client comes back after this close code; codes that are not the gateway's are accidents. */
 export function reconnects(code: number): boolean {
-  return !FINAL.includes(code);
+  return !/^(100[0279]|400[0167])$/.test(`${code}`);
 }

@@ -1,93 +1,76 @@
 /**
- * What a client measured since its last report: small enough to be sent rarely. Pure.
+ * What a client measured since its last report: small enough to be sent rarely. Knows no connection.
  *
- * The delay of an event is its receipt minus the time the broker took it, on two clocks. How far they
- * are apart is measured with this client's own publishes (the event's time lies between sending and
- * acknowledgement); a client that publishes nothing takes the quickest event it ever saw as zero, and
- * its report says so (`"clock":"floor"`).
+ * The delay of an event is its receipt minus the time the broker took it, on two clocks. The gateway
+ * tells its time in `welcome` and `ping`: it was not before the `connect` that `welcome` answers, and not
+ * after the receipt. How far the clocks are apart therefore lies between two bounds, which the quickest
+ * of each kind sets. While only one is known, the quickest event ever counts as without delay, and the
+ * report says so (`"clock":"floor"`).
  */
 
-const SAMPLES = 64;
+/** The gateway takes no more of one user in a minute. */
+const SAMPLES = 30;
 
-export interface Stats {
-  readonly since: number;
-  readonly connects: number;
-  readonly connectMs: number;
-  readonly interruptions: number;
-  readonly resumes: number;
-  readonly resets: number;
-  readonly fallbacks: number;
-  readonly migrations: number;
-  readonly failedMigrations: number;
-  readonly events: number;
+export type Counter =
+  | "connects"
+  | "connectFailures"
+  | "interruptions"
+  | "resumes"
+  | "resets"
+  | "fallbacks"
+  | "migrations"
+  | "failedMigrations"
+  | "events";
+
+/** What did not happen is left out. */
+export type Stats = { [what in Counter]?: number } & {
+  since: number;
+  /** Milliseconds that connecting took, in all. */
+  connect: number;
   /** Receipt minus `time`, uncorrected. */
-  readonly delays: readonly number[];
-}
+  delays: number[];
+};
 
-export type Counter = Exclude<keyof Stats, "since" | "connectMs" | "delays">;
-
-/** How far the broker's clock is ahead of ours, as far as known. */
+/** How far our clock is ahead of the gateway's: not less and not more. */
 export interface Clock {
-  /** By the publish with the shortest round trip. */
-  readonly measured?: { readonly offset: number; readonly trip: number };
-  /** The smallest uncorrected delay. */
-  readonly floor: number;
+  low: number;
+  high: number;
 }
 
 export function noStats(since: number): Stats {
-  return {
-    since,
-    connects: 0,
-    connectMs: 0,
-    interruptions: 0,
-    resumes: 0,
-    resets: 0,
-    fallbacks: 0,
-    migrations: 0,
-    failedMigrations: 0,
-    events: 0,
-    delays: [],
-  };
+  return { since, connect: 0, delays: [] };
 }
 
 /** Takes one more delay; once there are many, in the place of one drawn by `dice`. */
-export function sampled(stats: Stats, delay: number, dice: number): Stats {
-  const delays = [...stats.delays];
-  const events = stats.events + 1;
+export function sampled({ delays, events = 0 }: Stats, delay: number, dice: number): void {
   const place = delays.length < SAMPLES ? delays.length : Math.floor(dice * events);
   if (place < SAMPLES) delays[place] = delay;
-  return { ...stats, events, delays };
 }
 
-/** A publish that went out at `sent` and was acknowledged at `acked` got `time` from the broker. */
-export function synchronised(clock: Clock, sent: number, acked: number, time: number): Clock {
-  const trip = acked - sent;
-  if (clock.measured && clock.measured.trip <= trip) return clock;
-  return { ...clock, measured: { offset: time - (sent + acked) / 2, trip } };
+/** The gateway's clock was at `time`, before `now` and, if it is known, after `asked`. */
+export function synchronised(clock: Clock, time: number, now: number, asked = -Infinity): void {
+  clock.low = Math.max(clock.low, asked - time);
+  clock.high = Math.min(clock.high, now - time);
+  // A clock was set meanwhile: only what was told last is true.
+  if (clock.high < clock.low) {
+    clock.low = asked - time;
+    clock.high = now - time;
+  }
 }
 
 /** The report's `stats`, or none if there is nothing to tell. */
-export function summary(stats: Stats, clock: Clock, now: number): object | undefined {
-  const { since, connectMs, delays, ...counts } = stats;
-  if (!Object.values(counts).some((count) => count > 0)) return;
-  const shift = clock.measured ? clock.measured.offset : -clock.floor;
-  const sorted = delays
-    .map((delay) => Math.max(0, Math.round(delay + shift)))
-    .sort((a, b) => a - b);
-  const at = (share: number) =>
-    sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
+export function summary(stats: Stats, { low, high }: Clock, now: number): object | undefined {
+  const { since, connect, delays, ...counts } = stats;
+  if (!Object.keys(counts).length) return;
+  const measured = low > -Infinity;
+  const ahead = measured ? (low + high) / 2 : high;
+  const sorted = delays.map((delay) => Math.max(0, Math.round(delay - ahead)));
+  sorted.sort((a, b) => a - b);
   return {
     ...counts,
     over: Math.round(now - since),
-    ...(counts.connects && { connect: Math.round(connectMs / counts.connects) }),
-    ...(sorted.length && {
-      latency: {
-        samples: sorted.length,
-        p50: at(0.5),
-        p95: at(0.95),
-        max: at(1),
-        clock: clock.measured ? "measured" : "floor",
-      },
-    }),
+    connect: counts.connects && Math.round(connect / counts.connects),
+    delays: sorted,
+    clock: measured ? "measured" : "floor",
   };
 }

@@ -1,10 +1,8 @@
 /**
- * A wire that is an SSE stream one way, and POST the other.
- *
- * The stream is read with `fetch`, not with an EventSource: that one hides events whose names were not
- * announced, the gateway's pings, the status and `Retry-After`, and cannot send a token as a header.
+ * A wire that is an EventSource one way, and POST the other. The stream names none of its events
+ * (`?format=frames`), so that all of them come to `onmessage`.
  */
-import type { ClientFrame, ServerFrame } from "./protocol.js";
+import type { ClientFrame } from "./protocol.js";
 import type { Loss } from "./state.js";
 import type { Ears, Wire } from "./wire.js";
 
@@ -14,146 +12,96 @@ const LIST_CHARS = 30_000;
 /** A POST that is not answered by then says that the connection is dead. */
 const POST_TIMEOUT = 10_000;
 
-/** One block of a stream. */
-export interface Block {
-  readonly event: string;
-  readonly data: string;
-  readonly id: string | undefined;
-  readonly comment: boolean;
-}
-
-/** Takes a stream apart: each call gives the blocks that its piece of text completed. */
-export function blocks(): (piece: string) => Block[] {
-  let rest = "";
-  return (piece) => {
-    // A piece may end between the two halves of a line's end.
-    const whole = (rest + piece).split(/\r?\n\r?\n/);
-    rest = whole.pop() ?? "";
-    return whole.map((text) => {
-      const fields: Record<string, string> = {};
-      const data: string[] = [];
-      for (const line of text.split(/\r?\n/)) {
-        const [, name = "", value = ""] = /^([^:]*):? ?(.*)$/.exec(line) ?? [];
-        if (name === "data") data.push(value);
-        else fields[name] = value;
-      }
-      const comment = !data.length && "" in fields;
-      return { event: fields.event ?? "", data: data.join("\n"), id: fields.id, comment };
-    });
-  };
-}
-
-/** The frame that a block is, if it is one. */
-export function frameOf({ event, data, comment }: Block): ServerFrame | undefined {
-  if (comment) return { type: "ping" };
-  if (!data) return;
-  const json = JSON.parse(data);
-  if (event === "open" || event.startsWith("crossfade.")) return json;
-  return { type: "event", ...(event && { name: event }), ...json };
-}
-
-export function openSse(ask: typeof fetch, url: string, ears: Ears, token?: string): Wire {
-  const abort = new AbortController();
-  const { signal } = abort;
+export function openSse(
+  make: typeof EventSource,
+  ask: typeof fetch,
+  url: string,
+  ears: Ears,
+): Wire {
+  const source = new make(url);
+  const ended = new AbortController();
+  const { signal } = ended;
   const queue: ClientFrame[] = [];
-  let session = "";
+  let session: string;
+  let open = false;
   let posting = false;
 
-  const lose = (why: Loss) => {
-    if (signal.aborted) return;
-    abort.abort();
-    ears.lost(why);
+  const broken = (cause: unknown) => ears.lost({ reason: `${cause}` });
+  const hear = ({ data, lastEventId }: MessageEvent<string>) => {
+    session ||= JSON.parse(data).session;
+    ears.hear(data, lastEventId);
   };
-
-  const listen = async () => {
-    const headers = {
-      Accept: "text/event-stream",
-      ...(token && { Authorization: `Bearer ${token}` }),
-    };
-    const response = await ask(url, { headers, signal, cache: "no-store" });
-    if (response.status !== 200 || !response.body) return lose(await loss(response));
+  source.onopen = () => {
+    open = true;
     ears.opened();
-    const reader = response.body.getReader();
-    const decoder = new TextDecoder();
-    const cut = blocks();
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return lose({});
-      for (const block of cut(decoder.decode(value, { stream: true }))) {
-        const frame = frameOf(block);
-        if (!frame || signal.aborted) continue;
-        if (frame.type === "welcome") session = frame.session;
-        ears.frame(frame, block.id);
-      }
-    }
+  };
+  source.onmessage = hear;
+  // A gateway that has no place says so before it looks at the format.
+  source.addEventListener("crossfade.goodbye", hear);
+  source.onerror = () => {
+    // It must not come back by itself: when, and from where on, is not its to decide.
+    source.close();
+    if (open) return ears.lost({});
+    // An EventSource does not tell what it was refused with. Being lost aborts this as well.
+    ask(url, { signal }).then(loss).then(ears.lost, broken);
   };
 
   const post = async () => {
-    posting = true;
-    while (queue.length && !signal.aborted) {
+    for (posting = true; queue.length; ) {
       const frames: ClientFrame[] = [];
-      let body = "";
-      while (queue.length && frames.length < LIST && body.length < LIST_CHARS) {
+      const bodies: string[] = [];
+      for (let room = LIST_CHARS; queue.length && room > 0 && frames.length < LIST; ) {
         const frame = queue.shift() as ClientFrame;
+        const body = JSON.stringify(frame);
+        room -= body.length;
         frames.push(frame);
-        body += `${body && ","}${JSON.stringify(frame)}`;
+        bodies.push(body);
       }
-      await deliver(frames, `[${body}]`);
+      const late = setTimeout(ears.lost, POST_TIMEOUT, { reason: "no answer" });
+      const address = url.replace(/\?.*/, `/${session}`);
+      const response = await ask(address, { method: "POST", body: `[${bodies}]`, signal });
+      await answered(frames, response).finally(() => clearTimeout(late));
     }
     posting = false;
   };
 
-  const deliver = async (frames: ClientFrame[], body: string) => {
-    const late = setTimeout(() => lose({ reason: "no answer" }), POST_TIMEOUT);
-    try {
-      const address = url.replace(/\?.*/, `/${session}`);
-      const response = await ask(address, { method: "POST", body, signal });
-      if (response.status === 204) return;
-      if (response.ok) {
-        for (const frame of await response.json()) {
-          if (!signal.aborted) ears.frame(frame, undefined, true);
-        }
-        return;
-      }
-      const why = await loss(response);
-      // Not the stream's fault, nor to be mended by sending it again.
-      if (![400, 413, 422].includes(response.status)) return lose(why);
-      for (const frame of frames) {
-        const id = "id" in frame ? frame.id : undefined;
-        const message = why.reason ?? `refused with ${response.status}`;
-        if (id !== undefined) {
-          ears.frame(
-            { type: "error", id, code: why.error ?? "malformed", message },
-            undefined,
-            true,
-          );
-        }
-      }
-    } finally {
-      clearTimeout(late);
+  const answered = async (frames: ClientFrame[], response: Response) => {
+    const { status, ok } = response;
+    if (ok) {
+      for (const frame of status === 204 ? [] : await response.json()) ears.answer(frame);
+      return;
+    }
+    const why = await loss(response);
+    // What is not the stream's fault is not to be mended by sending it again.
+    if (![400, 413, 422].includes(status)) return ears.lost(why);
+    const { error: code = "malformed", reason: message = `refused with ${status}` } = why;
+    for (const { id } of frames as { id?: number }[]) {
+      if (id) ears.answer({ type: "error", id, code, message });
     }
   };
 
-  const broken = (cause: unknown) =>
-    lose({ reason: cause instanceof Error ? cause.message : "lost" });
-  listen().catch(broken);
   return {
     send: (frames) => {
       queue.push(...frames);
       if (!posting) post().catch(broken);
     },
-    close: () => abort.abort(),
+    close: () => {
+      source.close();
+      ended.abort();
+    },
   };
 }
 
 /** What a refusal says. */
 async function loss(response: Response): Promise<Loss> {
-  const seconds = Number(response.headers.get("retry-after") ?? Number.NaN);
-  const body = await response.json().catch(() => undefined);
+  const { status, headers } = response;
+  if (status === 200) return {};
+  const after = headers.get("retry-after");
+  const { error } = await response.json().catch(() => ({}));
   return {
-    status: response.status,
-    ...(seconds >= 0 && { after: seconds * 1000 }),
-    reason: body?.error?.message,
-    error: body?.error?.code,
+    status,
+    after: after ? Number(after) * 1000 : undefined,
+    reason: error?.message,
+    error: error?.code,
   };
 }

@@ -2,20 +2,23 @@
  * What a client knows, what can happen to it, and what it may want done: the three closed sets that
  * the machine is made of. Types only, and how a state begins.
  */
-import type { View } from "./presence.js";
+import type { PresenceChange, View } from "./presence.js";
 import type {
   ClientFrame,
+  Goodbye,
   Message,
+  Page,
   Position,
   Published,
-  Page,
   Refusal,
   Route,
   ServerFrame,
   TransportName,
-  Goodbye,
 } from "./protocol.js";
 import { type Clock, noStats, type Stats } from "./report.js";
+
+/** No moment at all. */
+export const NEVER = Number.POSITIVE_INFINITY;
 
 /** What a client is set to for its whole life. Times are in milliseconds. */
 export interface Settings {
@@ -50,7 +53,7 @@ export const DEFAULTS: Settings = {
 
 /** What the application wants of a channel. */
 export interface Wish {
-  readonly since?: Position;
+  readonly since?: Position | undefined;
   readonly presence?: boolean;
   /** Shows the session in the channel; `undefined` or `null`: not. */
   readonly state?: unknown;
@@ -58,52 +61,47 @@ export interface Wish {
 
 /** A channel that is wanted, and how far it was delivered. */
 export interface Reading extends Wish {
-  readonly position?: Position;
+  position?: Position | undefined;
   /** How far it was delivered before somebody stopped listening: not again, whatever is under way. */
-  readonly floor?: Position;
+  readonly floor?: Position | undefined;
   /** Where the log stood that was lost last: what a second connection still tells of it is void. */
-  readonly past?: Position;
+  past?: Position | undefined;
   /** A stream that names it is refused. */
-  readonly barred?: boolean;
+  barred?: boolean;
 }
 
-/** What one connection was asked of a channel, and what became of it. */
+/** What one connection was asked of a channel, and what became of it. `later`: ask again in a moment. */
 export interface Subscription {
-  readonly stage: "asked" | "on" | "later" | "refused";
-  readonly request: number;
+  stage: "asked" | "on" | "later" | "refused";
+  request: number;
   readonly presence: boolean;
   /** The state it was given, as JSON. */
-  readonly shown: string;
-  /** When to ask again. */
-  readonly retryAt?: number;
+  shown: string;
 }
 
-/**
- * One connection. There is one, and a second only while the client moves. Like [State] it is written to
- * by the machine alone, on a copy.
- */
+/** One connection. There is one, and a second only while the client moves. */
 export interface Link {
-  id: number;
-  transport: TransportName;
-  openedAt: number;
-  /** It has to be welcomed by then. */
-  deadline: number;
+  readonly id: number;
+  readonly transport: TransportName;
+  readonly openedAt: number;
+  /** When it was asked for its welcome: the WebSocket once it was open. */
+  askedAt: number;
   readyAt?: number;
-  heard: number;
+  /** It is given up then, unless it is welcomed, and from then on heard of, before. */
+  dies: number;
   heartbeat: number;
-  subscriptions: Map<string, Subscription>;
-  views: Map<string, View>;
+  readonly subscriptions: Map<string, Subscription>;
+  readonly views: Map<string, View>;
   /** Requests that went out on it. */
-  sent: Set<number>;
+  readonly sent: Set<number>;
   /** Frames that wait for their turn. */
-  queue: ClientFrame[];
-  /** Frames that may go out at once, counted like the gateway does: for each connection. */
-  allowance: number;
-  allowedAt: number;
+  readonly queue: ClientFrame[];
+  /** When the next frame may go out, counted like the gateway does: for each connection. */
+  paid: number;
   goodbye?: Goodbye;
   /** A request whose answer proves that the link lives. */
-  probe?: { readonly request: number; readonly until: number };
-  proved: boolean;
+  probe?: number | undefined;
+  proved?: boolean;
 }
 
 /** A publish or a read that waits for its answer, over as many connections as it takes. */
@@ -111,10 +109,7 @@ export interface Request {
   /** The caller's number. */
   readonly key: number;
   readonly frame: ClientFrame & { type: "publish" | "history" };
-  readonly sentAt?: number;
-  readonly retryAt?: number;
-  /** Its event came before the answer, with this time. */
-  readonly time?: number;
+  later?: boolean;
 }
 
 /**
@@ -128,60 +123,52 @@ export interface Request {
  */
 export type Phase = "idle" | "preparing" | "opening" | "connected" | "waiting" | "away" | "closed";
 
-/** A move from one transport to the other that is under way. */
-export interface Move {
-  readonly reason: string;
-  readonly until: number;
-}
+/**
+ * When something is due: the end of waiting or preparing, of a move, of what is asked again; the next
+ * fetch of a token, try of the WebSocket, and report.
+ */
+export type Alarm = "wait" | "move" | "again" | "token" | "upgrade" | "report";
 
 export interface State {
-  settings: Settings;
+  readonly settings: Settings;
+  /** Who this is where there is no token: the same over visits. */
+  readonly unit: string | undefined;
   phase: Phase;
-  /** When waiting or preparing ends. */
-  until?: number;
+  readonly alarms: Record<Alarm, number>;
   /** The wait may be cut short when the network comes back. */
   eager: boolean;
   attempt: number;
   session?: string;
-  member?: string;
-  token?: string;
-  /** What is being fetched, by its number. */
-  asking?: { readonly id: number; readonly what: "token" | "route" };
-  tokenRetryAt?: number;
+  member?: string | undefined;
+  token: string | undefined;
+  /** What is being fetched, and its number. */
+  asking?: "token" | "route" | undefined;
+  asked: number;
   /** Times in a row that the gateway refused a token that was fetched for it. */
   refused: number;
   route?: Route;
   routedAt: number;
-  link?: Link;
-  next?: Link;
-  /** A stream was refused for one of its channels: the next is opened with one alone. */
-  narrow?: boolean;
-  move?: Move;
+  link?: Link | undefined;
+  next?: Link | undefined;
+  /** Why it moves. */
+  reason: string;
   /** When another connection with this session was opened last: it may cost the old one its place. */
   overlappedAt: number;
   /** When the connection was lost that is being replaced. */
-  lostAt?: number;
-  channels: Map<string, Reading>;
+  lostAt?: number | undefined;
+  readonly channels: Map<string, Reading>;
   /** How far channels were delivered that nobody listens to now; the latest few. */
-  left: Map<string, Position>;
+  readonly left: Map<string, Position>;
   /** What was shown of who is in a channel. */
-  shown: Map<string, View>;
-  requests: Map<number, Request>;
+  readonly shown: Map<string, View>;
+  readonly requests: Map<number, Request>;
   counter: number;
-  websocket: {
-    readonly worked: boolean;
-    /** Tries in a row that failed. */
-    readonly failures: number;
-    /** When to try again while SSE serves. */
-    readonly retryAt?: number;
-    readonly retries: number;
-  };
+  /** The WebSocket: whether it ever worked, tries in a row that failed, tries beside a stream. */
+  worked: boolean;
+  failures: number;
+  retries: number;
   stats: Stats;
-  clock: Clock;
-  /** The publish acknowledged last, whose event tells how far the clocks are apart. */
-  acked?: { readonly id: string; readonly sent: number; readonly at: number };
-  /** Unset where the gateway takes no reports. */
-  reportAt?: number;
+  readonly clock: Clock;
   /** The number of the last report. */
   reported?: number;
 }
@@ -189,7 +176,7 @@ export interface State {
 export type Happening =
   | { readonly type: "connect" }
   | { readonly type: "close" }
-  | { readonly type: "want"; readonly channel: string; readonly wish?: Wish }
+  | { readonly type: "want"; readonly channel: string; readonly wish?: Wish | undefined }
   | {
       readonly type: "request";
       readonly key: number;
@@ -202,18 +189,19 @@ export type Happening =
       readonly link: number;
       readonly frame: ServerFrame;
       /** On SSE: where the stream stands. */
-      readonly at?: string;
+      readonly at?: string | undefined;
       /** It answers a POST: it did not come on the stream. */
-      readonly posted?: boolean;
+      readonly posted?: boolean | undefined;
     }
   | { readonly type: "lost"; readonly link: number; readonly why: Loss }
+  /** A token or a route, as asked for by this number; without one, the reason. */
   | {
-      readonly type: "token";
+      readonly type: "fetched";
       readonly ask: number;
-      readonly token?: string;
+      readonly token?: string | undefined;
+      readonly route?: Route | undefined;
       readonly reason?: string;
     }
-  | { readonly type: "route"; readonly ask: number; readonly route?: Route }
   | { readonly type: "tick" }
   /** The network or the page's visibility came back. */
   | { readonly type: "wake" }
@@ -231,10 +219,10 @@ export interface Loss {
   /** The HTTP status that refused a stream or a POST. */
   readonly status?: number;
   /** `Retry-After` in milliseconds. */
-  readonly after?: number;
-  readonly reason?: string;
+  readonly after?: number | undefined;
+  readonly reason?: string | undefined;
   /** The gateway's error code. */
-  readonly error?: string;
+  readonly error?: string | undefined;
 }
 
 export type ClientEvent =
@@ -253,7 +241,7 @@ export type ClientEvent =
       readonly to: TransportName;
       readonly reason: string;
     }
-  | { readonly type: "closed"; readonly reason: string; readonly code?: number }
+  | { readonly type: "closed"; readonly reason: string; readonly code?: number | undefined }
   | {
       readonly type: "error";
       readonly code: string;
@@ -267,47 +255,52 @@ export type Effect =
       readonly link: number;
       readonly transport: TransportName;
       readonly path: string;
-      readonly token?: string;
     }
   | { readonly do: "send"; readonly link: number; readonly frames: readonly ClientFrame[] }
   | { readonly do: "close"; readonly link: number }
   | { readonly do: "deliver"; readonly message: Message }
-  | {
-      readonly do: "presence";
-      readonly channel: string;
-      readonly before: View;
-      readonly view: View;
-    }
+  | { readonly do: "presence"; readonly channel: string; readonly change: PresenceChange }
   | { readonly do: "emit"; readonly event: ClientEvent }
   | { readonly do: "settle"; readonly key: number; readonly answer: Published | Page | Refusal }
   | {
       readonly do: "fetch";
       readonly what: "token" | "route";
       readonly ask: number;
-      readonly token?: string;
     }
-  | { readonly do: "beacon"; readonly session: string; readonly frame: ClientFrame }
+  | { readonly do: "beacon"; readonly session: string; readonly frames: readonly ClientFrame[] }
   | { readonly do: "remember"; readonly blocked: boolean };
 
 /** A client that was asked for nothing yet. `blocked`: WebSockets are known not to get through here. */
-export function begin(settings: Settings, now: number, token?: string, blocked = false): State {
+export function begin(
+  settings: Settings,
+  now: number,
+  token?: string,
+  blocked = false,
+  unit?: string,
+): State {
+  const report = settings.reportEvery ? now + settings.reportEvery : NEVER;
   return {
     settings,
+    unit,
     phase: "idle",
+    alarms: { wait: NEVER, move: NEVER, again: NEVER, token: NEVER, upgrade: NEVER, report },
     eager: false,
     attempt: 0,
     token,
+    asked: 0,
     refused: 0,
-    routedAt: Number.NEGATIVE_INFINITY,
-    overlappedAt: Number.NEGATIVE_INFINITY,
+    routedAt: -NEVER,
+    reason: "",
+    overlappedAt: -NEVER,
     channels: new Map(),
     left: new Map(),
     shown: new Map(),
     requests: new Map(),
     counter: 0,
-    websocket: { worked: false, failures: blocked ? 1 : 0, retries: 0 },
+    worked: false,
+    failures: +blocked,
+    retries: 0,
     stats: noStats(now),
-    clock: { floor: Number.POSITIVE_INFINITY },
-    reportAt: settings.reportEvery > 0 ? now + settings.reportEvery : undefined,
+    clock: { low: -NEVER, high: NEVER },
   };
 }

@@ -4,14 +4,15 @@ import type { Loss } from "./state.js";
 
 export interface Wire {
   send(frames: readonly ClientFrame[]): void;
-  /** Ends it. Nothing is heard of it afterwards. */
   close(): void;
 }
 
-/** Where a wire tells what happens to it. */
+/** Where a wire tells what happens to it. Nobody listens any more after `lost`, or when it was closed. */
 export interface Ears {
   opened(): void;
-  /** `at`: where an SSE stream stands. `posted`: it answers a POST. */
-  frame(frame: ServerFrame, at?: string, posted?: boolean): void;
+  /** A frame as it came. `at`: where an SSE stream stands. */
+  hear(text: string, at?: string): void;
+  /** The answer to a POST. */
+  answer(frame: ServerFrame): void;
   lost(why: Loss): void;
 }

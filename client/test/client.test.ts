@@ -65,6 +65,32 @@ test("a loop gets the events that come while it works", async () => {
   c.close();
 });
 
+test("a loop that is too slow gets what was held, and learns that there was more", async () => {
+  const c = client();
+  const events = c.channel("a").events({ buffer: 2 });
+  socket().serve();
+  for (const offset of [1, 2, 3]) socket().event("a", offset);
+  expect(await events.next()).toMatchObject({ value: { data: 1 } });
+  expect(await events.next()).toMatchObject({ value: { data: 2 } });
+  await expect(events.next()).rejects.toMatchObject({ code: "too_slow" });
+  expect(await events.next()).toEqual({ done: true, value: undefined });
+  expect(socket().said.filter(({ type }) => type === "unsubscribe")).toHaveLength(1);
+  c.close();
+});
+
+test("a loop that waits is woken, and ended from outside", async () => {
+  const c = client();
+  const events = c.channel("a").events();
+  socket().serve();
+  const waiting = events.next();
+  socket().event("a", 7);
+  expect(await waiting).toMatchObject({ value: { data: 7 } });
+  const end = events.next();
+  await events.return?.();
+  expect(await end).toEqual({ done: true, value: undefined });
+  c.close();
+});
+
 test("a publish resolves with its place, or fails with the gateway's reason", async () => {
   const c = client();
   const channel = c.channel("a");
@@ -99,6 +125,38 @@ test("the same name is the same channel, also after nobody listened", () => {
   socket().event("a", 1);
   expect(got).toBe(1);
   c.close();
+});
+
+test("it asks for its route as the same one each time, or by its token, and keeps to the answer", async () => {
+  const kept = new Map<string, string>();
+  const storage = {
+    getItem: (key: string) => kept.get(key) ?? null,
+    setItem: (key: string, value: string) => void kept.set(key, value),
+    removeItem: (key: string) => void kept.delete(key),
+  };
+  const asked: [string, string | null][] = [];
+  const fetch = async (url: string, { headers }: { headers: Headers }) => {
+    asked.push([url, headers.get("authorization")]);
+    return new Response(JSON.stringify({ transport: "websocket", url: "/there" }));
+  };
+  const environment = { storage, fetch: fetch as never };
+  for (const options of [{}, {}, { token: "t" }]) {
+    const c = client({ ...options, transport: "auto", environment });
+    c.connect();
+    await expect.poll(() => socket()?.url).toBe("ws://gateway/rt/there");
+    socket().readyState = 1;
+    socket().onopen();
+    const unit = kept.get("crossfade:unit");
+    expect(socket().said).toMatchObject([{ type: "connect", client: "web/0.1.0", unit }]);
+    c.close();
+  }
+  const url = `http://gateway/rt/api/route?client=${kept.get("crossfade:unit")}&transport=`;
+  const mine = [expect.stringContaining(url), null];
+  expect(asked).toEqual([
+    mine,
+    mine,
+    [expect.stringContaining("http://gateway/rt/api/route?"), "Bearer t"],
+  ]);
 });
 
 test("what is no channel name is refused where it is written", () => {

@@ -1,17 +1,9 @@
 /** The wire as protocol/fixtures has it, which the gateway's tests read too. */
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import {
-  type ClientFrame,
-  isChannelName,
-  readPosition,
-  readPositions,
-  reconnects,
-  type ServerFrame,
-  writePositions,
-} from "../src/protocol.js";
-import { blocks, frameOf } from "../src/sse.js";
-import type { Happening } from "../src/state.js";
+import { type ClientFrame, compare, isChannelName, reconnects } from "../src/protocol.js";
+import { step } from "../src/machine.js";
+import { begin, DEFAULTS, type Happening, type State } from "../src/state.js";
 import { World } from "./world.js";
 
 function fixture(name: string) {
@@ -19,7 +11,7 @@ function fixture(name: string) {
   return JSON.parse(readFileSync(path, "utf8"));
 }
 
-const later = fixture("later");
+const story = fixture("story");
 
 test("channel names", () => {
   const { good, bad, longest } = fixture("channels");
@@ -29,29 +21,17 @@ test("channel names", () => {
 });
 
 test("positions", () => {
-  const { good, bad, streams } = fixture("positions");
-  for (const { text, epoch, offset } of good) expect(readPosition(text)).toEqual({ epoch, offset });
-  for (const text of bad) expect(readPosition(text), text).toBeUndefined();
-  for (const { channels, text, positions } of streams) {
-    expect(Object.fromEntries(readPositions(text, channels))).toEqual(positions);
-    expect(writePositions(channels, (name) => positions[name])).toBe(text);
+  for (const { text, epoch, offset } of fixture("positions").good) {
+    expect(compare(text, text)).toBe("held");
+    expect(compare(undefined, text)).toBe("ahead");
+    expect(compare(text, `${epoch}-${offset + 2}`)).toBe("ahead");
+    expect(compare(`${epoch}x-${offset}`, text)).toBe("foreign");
   }
 });
 
 test("close codes", () => {
-  for (const { code, reconnect } of [...fixture("closes"), ...later.closes]) {
+  for (const { code, reconnect } of fixture("closes")) {
     expect(reconnects(code), code).toBe(reconnect);
-  }
-});
-
-describe("what a stream carries is what a WebSocket carries", () => {
-  for (const [name, { frame, sse }] of Object.entries<{ frame: ServerFrame; sse?: string }>(
-    fixture("server-frames"),
-  )) {
-    test.skipIf(!sse)(name, () => {
-      const [block] = blocks()(sse ?? "");
-      expect(block && frameOf(block)).toEqual(frame);
-    });
   }
 });
 
@@ -125,12 +105,56 @@ describe("what the client says", () => {
   }
 });
 
+describe("a page's story", () => {
+  /** A page that has been up for a while, at the fixtures' own time, and goes. */
+  let state: State;
+  const { welcome, ping } = story.server;
+  let { time: now } = welcome;
+  const happen = (what: Happening) => {
+    const [after, effects] = step(state, { ...what, now, dice: 0 });
+    state = after;
+    return effects;
+  };
+  const event = (offset: number, delay: number) => {
+    const about = { channel: "a", id: `m${offset}`, position: `e-${offset}`, data: 1 };
+    return { type: "event", ...about, time: now - delay } as const;
+  };
+  now -= 20;
+  state = begin({ ...DEFAULTS, transport: "websocket" }, now, undefined, false, "u1");
+  state.route = story.route;
+  happen({ type: "want", channel: "a", wish: { since: "e-0" } });
+  const link = 1;
+  const opened = happen({ type: "opened", link });
+  now += 40;
+  happen({ type: "frame", link, frame: welcome });
+  const subscribed = { channel: "a", position: "e-0", recovered: true, id: state.counter };
+  happen({ type: "frame", link, frame: { type: "subscribed", ...subscribed } });
+  now += 29_960;
+  happen({ type: "frame", link, frame: { ...ping, time: now - 20 } });
+  happen({ type: "frame", link, frame: event(1, 20) });
+  happen({ type: "frame", link, frame: event(2, 700) });
+  const gone = happen({ type: "hide" });
+
+  test("connect with a unit", () => {
+    expect(JSON.parse(JSON.stringify(opened))[0].frames).toMatchObject([
+      { ...story.client["connect with a unit"], id: expect.any(Number) },
+    ]);
+  });
+
+  test("report and goodbye, by beacon", () => {
+    const [beacon] = gone.filter((effect) => effect.do === "beacon");
+    const { report, goodbye } = story.client;
+    const numbered = { ...report, id: expect.any(Number) };
+    expect(JSON.parse(JSON.stringify(beacon?.frames))).toEqual([numbered, goodbye]);
+  });
+});
+
 describe("what the gateway will say is understood", () => {
   test("migrate", () => {
     const world = new World();
     world.happen({ type: "want", channel: "a", wish: {} });
     world.run(1000);
-    world.tell(later.server.migrate);
+    world.tell(story.server.migrate);
     world.run(2000);
     expect(world.events).toContainEqual({
       type: "migrated",

@@ -1,5 +1,6 @@
 /** How a client connects, moves and comes back, told one story at a time. */
 import { describe, expect, test } from "vitest";
+import { deadline, step } from "../src/machine.js";
 import type { ClientEvent, Effect, Settings } from "../src/state.js";
 import { World } from "./world.js";
 
@@ -94,7 +95,7 @@ describe("falling back", () => {
 
   test("a page that knows WebSockets do not get through begins with SSE", () => {
     const w = new World();
-    w.state = { ...w.state, websocket: { ...w.state.websocket, failures: 1 } };
+    w.state.failures = 1;
     w.happen({ type: "want", channel: "a", wish: {} });
     w.run(1000);
     expect(opened(w).map((effect) => effect.transport)).toEqual(["sse"]);
@@ -346,10 +347,12 @@ describe("routes", () => {
     const w = new World();
     w.route = "silent";
     w.happen({ type: "want", channel: "a", wish: {} });
-    const route = { transport: "sse", url: "/stream", cohort: "old" } as const;
-    w.happen({ type: "route", ask: w.state.asking?.id ?? 0, route });
+    const route = { transport: "sse", url: "/stream", cohort: "control" } as const;
+    w.happen({ type: "fetched", ask: w.state.asked, route });
     w.run(600_000);
-    expect(opened(w).map(({ path }) => path)).toEqual(["/stream?channel=a"]);
+    expect(opened(w).map(({ path }) => path)).toEqual([
+      "/stream?format=frames&channel=a&client=web%2F0.1.0",
+    ]);
   });
 });
 
@@ -471,6 +474,54 @@ describe("what is asked", () => {
   });
 });
 
+test("a client that is closed, or away, waits for nothing", () => {
+  for (const type of ["close", "hide"] as const) {
+    const w = connected();
+    w.happen({ type });
+    expect(deadline(w.state)).toBe(Number.POSITIVE_INFINITY);
+  }
+});
+
+test("a page that goes says what it measured and that it leaves by its own will", () => {
+  for (const transport of ["websocket", "sse"] as const) {
+    const w = connected({ transport });
+    const { session } = w.state;
+    w.happen({ type: "hide" });
+    const beacons = w.effects.filter((effect) => effect.do === "beacon");
+    const stats = { connects: 1, transport };
+    expect(beacons).toMatchObject([
+      { session, frames: [{ type: "report", stats }, { type: "goodbye" }] },
+    ]);
+    w.happen({ type: "show" });
+    w.run(1000);
+    expect(last(w, "resumed")).toMatchObject({ transport });
+  }
+});
+
+test("a report tells where the route put the client", () => {
+  const w = new World(7, { reportEvery: 10_000 });
+  w.route = "silent";
+  w.happen({ type: "want", channel: "a", wish: {} });
+  const places = {
+    cohort: "new" as const,
+    bucket: 37.12,
+    version: 12,
+    component: "websocket-transport",
+  };
+  const route = { transport: "websocket", url: "/ws", ...places } as const;
+  w.happen({ type: "fetched", ask: w.state.asked, route });
+  w.run(14_000);
+  expect(sent(w, "report")).toMatchObject([{ stats: { cohort: "new", version: 12 } }]);
+});
+
+test("the same state and input lead to the same", () => {
+  const w = connected();
+  w.publish("a", 1);
+  const input = { type: "move", to: "sse", reason: "", now: w.now, dice: 0.3 } as const;
+  const [one, other] = [structuredClone(w.state), structuredClone(w.state)];
+  expect(step(one, input)).toEqual(step(other, input));
+});
+
 test("a report goes out once in a while, if there is something to tell", () => {
   const w = connected({ reportEvery: 10_000 });
   w.run(5000);
@@ -478,7 +529,7 @@ test("a report goes out once in a while, if there is something to tell", () => {
   w.run(30_000);
   expect(sent(w, "report")).toHaveLength(1);
   expect(sent(w, "report")[0]).toMatchObject({
-    stats: { connects: 1, events: 1, transport: "websocket", latency: { samples: 1 } },
+    stats: { connects: 1, events: 1, transport: "websocket", delays: [expect.any(Number)] },
   });
 });
 

@@ -224,12 +224,10 @@ export class World {
       case "fetch":
         if (effect.what === "token") {
           const token = this.tokenFails ? undefined : `t${++this.tokens}`;
-          return this.soon(() =>
-            this.happen({ type: "token", ask: effect.ask, ...(token && { token }) }),
-          );
+          return this.soon(() => this.happen({ type: "fetched", ask: effect.ask, token }));
         }
         if (this.route === "silent") return;
-        return this.soon(() => this.happen({ type: "route", ask: effect.ask }));
+        return this.soon(() => this.happen({ type: "fetched", ask: effect.ask }));
     }
   }
 
@@ -344,7 +342,7 @@ export class World {
             }
           })
         : this.#tell(wire, answer);
-    if (frame.type === "pong" || frame.type === "report") return;
+    if (frame.type === "pong" || frame.type === "report" || frame.type === "goodbye") return;
     if (frame.type === "connect") {
       if (!wire.session) this.#greet(wire, frame.session, !!frame.overlap);
       return;

@@ -1,7 +1,10 @@
 //! From a token to an identity. What a token says about itself decides nothing: the algorithm is the
 //! key's.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use jsonwebtoken::{
     Header, TokenData, Validation, decode, decode_header,
@@ -39,6 +42,10 @@ pub struct Identity {
     pub grants: Vec<Grant>,
     /// What the API key is for; none for a client.
     pub scopes: Vec<Scope>,
+    /// Whose API key it is, for the journal.
+    pub name: Option<Arc<str>>,
+    /// The gateway itself, which tries what it serves: it counts in no figures of a rollout.
+    pub own: bool,
 }
 
 impl Identity {
@@ -205,6 +212,8 @@ impl Verifier {
             info: info.map(|info| Data::lenient(&info)),
             expires_at: SystemTime::UNIX_EPOCH.checked_add(until),
             grants: claims.channels,
+            name: None,
+            own: false,
             scopes: Vec::new(),
         })
     }

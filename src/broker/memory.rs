@@ -4,10 +4,13 @@
 //! all channels by `max_bytes`, for which the channels that were quiet longest give up their events
 //! first.
 
+mod store;
+
 use std::{
     collections::VecDeque,
     hash::{BuildHasher as _, RandomState},
     num::NonZeroUsize,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -18,9 +21,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use self::store::MemoryStore;
 use super::{
     Broker, BrokerError, Entry, FEED_CAPACITY, Feed, Health, Incoming, MessageKey, Publication,
-    Range, Receipt, Retention, Retentions, Slice,
+    Range, Receipt, Retention, Retentions, Slice, Store,
 };
 use crate::{
     dedup::Window,
@@ -38,12 +42,14 @@ pub struct MemoryConfig {
     pub max_ids: NonZeroUsize,
     /// Channels whose end is remembered. One forgotten starts anew, and its readers are told.
     pub max_channels: NonZeroUsize,
+    /// Where rollouts and their journal are kept. Unset, a restart forgets them.
+    pub data_dir: Option<PathBuf>,
 }
 
 impl Default for MemoryConfig {
     fn default() -> Self {
         let million = NonZeroUsize::new(1_000_000).expect("not zero");
-        Self { max_bytes: 256 << 20, max_ids: million, max_channels: million }
+        Self { max_bytes: 256 << 20, max_ids: million, max_channels: million, data_dir: None }
     }
 }
 
@@ -54,11 +60,19 @@ pub struct MemoryBroker {
     heard: DashSet<Channel>,
     feed: mpsc::Sender<Incoming>,
     retentions: Arc<Retentions>,
+    store: Arc<MemoryStore>,
 }
 
 impl MemoryBroker {
-    /// An empty one.
-    pub fn new(config: &MemoryConfig, retentions: Arc<Retentions>) -> (Self, Feed) {
+    /// One without events.
+    ///
+    /// # Errors
+    /// When the directory for what must survive a restart cannot be used.
+    pub fn open(
+        config: &MemoryConfig,
+        retentions: Arc<Retentions>,
+    ) -> Result<(Self, Feed), BrokerError> {
+        let store = Arc::new(open_store(config)?);
         let (feed, receiver) = mpsc::channel(FEED_CAPACITY);
         let dedup = retentions.default_retention().dedup;
         let logs = Mutex::new(Logs {
@@ -70,8 +84,16 @@ impl MemoryBroker {
             max_bytes: config.max_bytes,
             ids: Window::new(config.max_ids, dedup),
         });
-        (Self { logs, heard: DashSet::new(), feed, retentions }, receiver)
+        Ok((Self { logs, heard: DashSet::new(), feed, retentions, store }, receiver))
     }
+}
+
+fn open_store(config: &MemoryConfig) -> Result<MemoryStore, BrokerError> {
+    let Some(directory) = &config.data_dir else { return Ok(MemoryStore::volatile()) };
+    MemoryStore::open(directory).map_err(|err| BrokerError::Refused {
+        broker: "broker.memory.data_dir".to_owned(),
+        reason: format!("{}: {err}", directory.display()),
+    })
 }
 
 #[async_trait]
@@ -122,6 +144,10 @@ impl Broker for MemoryBroker {
 
     fn health(&self) -> Health {
         Health::Up
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store) as Arc<dyn Store>
     }
 }
 
@@ -269,7 +295,7 @@ mod tests {
 
     fn logs_with(config: MemoryConfig) -> Logs {
         let default = Retentions::new(KEEP, HashMap::new());
-        MemoryBroker::new(&config, Arc::new(default)).0.logs.into_inner()
+        MemoryBroker::open(&config, Arc::new(default)).unwrap().0.logs.into_inner()
     }
 
     fn publish(logs: &mut Logs, channel: &str, now_ms: u64) {

@@ -15,6 +15,7 @@ mod pruner;
 mod schema;
 mod sequencer;
 mod session;
+mod store;
 mod tls;
 mod trouble;
 mod vitals;
@@ -34,13 +35,14 @@ use self::{
     pruner::{Grown, Pruner},
     sequencer::{Seat, Sequencer},
     session::Target,
+    store::PostgresStore,
     trouble::{Backoff, Trouble},
     vitals::Vitals,
     writers::{Inlet, Writer},
 };
 use super::{
     Broker, BrokerError, FEED_CAPACITY, Feed, Health, Publication, Range, Receipt, Retentions,
-    Slice,
+    Slice, Store,
 };
 use crate::{
     lifecycle::Stage,
@@ -194,6 +196,11 @@ impl Broker for PostgresBroker {
 
     fn health(&self) -> Health {
         self.vitals.health()
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        let (pool, vitals) = (self.pool.clone(), Arc::clone(&self.vitals));
+        Arc::new(PostgresStore { pool, vitals })
     }
 }
 

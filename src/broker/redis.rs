@@ -9,17 +9,18 @@
 //! for listening. What moves between masters ([`cluster`]) or is promoted ([`server`]) is followed.
 //! It knows nothing of who listens in this process.
 
-mod backoff;
+pub(crate) mod backoff;
 mod calls;
 mod cluster;
 mod config;
-mod dial;
+pub(crate) mod dial;
 mod ear;
 mod library;
 mod link;
-mod resp;
+pub(crate) mod resp;
 mod server;
 mod shard;
+mod store;
 mod talk;
 
 use std::sync::Arc;
@@ -42,10 +43,11 @@ use self::{
     library::Keys,
     server::Server,
     shard::{Map, Shard, Site},
+    store::RedisStore,
 };
 use super::{
     Broker, BrokerError, FEED_CAPACITY, Feed, Health, Publication, Range, Receipt, Retentions,
-    Slice,
+    Slice, Store,
 };
 use crate::{
     lifecycle::Stage,
@@ -258,6 +260,10 @@ impl Broker for RedisBroker {
             shards => shards.iter().find_map(|shard| shard.trouble()),
         };
         trouble.map_or(Health::Up, |reason| Health::Down { reason })
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::new(RedisStore::new(Arc::clone(&self.site)))
     }
 }
 

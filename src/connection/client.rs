@@ -18,7 +18,9 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::{Admit, link::Link, orders::Parting, socket::Socket};
+use super::{
+    Admit, accounts::Account, link::Link, moving::Mobility, orders::Parting, socket::Socket,
+};
 use crate::{
     auth::Identity,
     cluster::Look,
@@ -67,8 +69,14 @@ pub(super) struct Desk {
     pub(super) returning: bool,
     /// The nodes are being told that it has come here.
     pub(super) claiming: bool,
+    /// It came by plan, beside the connection before.
+    pub(super) by_plan: bool,
     /// The session goes on elsewhere; this connection may end by itself.
     pub(super) superseded: bool,
+    /// What is known for moving it to another transport.
+    pub(super) mobility: Mobility,
+    /// What is counted of it.
+    pub(super) account: Account,
     /// Somebody said that the connection is to end.
     parting: Option<Parting>,
     /// Some onlooker has missed news.
@@ -189,7 +197,10 @@ impl Client {
             publishing: allowance,
             returning: false,
             claiming: false,
+            by_plan: false,
             superseded: false,
+            mobility: Mobility::default(),
+            account: Account::default(),
             parting: None,
             stale: false,
             closed: false,
@@ -203,6 +214,13 @@ impl Client {
 
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock()
+    }
+
+    /// Bytes that are kept for the client, the kernel's not counted.
+    pub(super) fn accounted(&self, desk: &Desk) -> u64 {
+        let rest: usize = desk.rest.iter().map(Bytes::len).sum();
+        let subscriptions = desk.session.reads_many() * size_of::<Subscription<Link>>();
+        (size_of::<Self>() + rest + subscriptions) as u64
     }
 
     /// Puts a frame behind what is written already.

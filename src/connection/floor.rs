@@ -1,7 +1,10 @@
 //! What all connections of a gateway share: where they read, what they may, and who is here.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Instant, SystemTime},
 };
 
@@ -11,8 +14,10 @@ use smallvec::{SmallVec, smallvec};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ConnectionConfig,
+    ConnectionConfig, Greeting,
+    accounts::Departures,
     client::{Client, Desk},
+    moving::Mobility,
     requests, welcome,
 };
 use crate::{
@@ -20,9 +25,8 @@ use crate::{
     cluster::{Claim, Cluster},
     metrics::RefusedLabel,
     node::Node,
-    protocol::{
-        Channel, ClientFrame, ErrorCode, MemberId, ServerFrame, SessionId, frame::RequestId,
-    },
+    protocol::{Channel, ClientFrame, ErrorCode, FrameError, MemberId, ServerFrame, SessionId},
+    rollout::Rollouts,
     session::LimitsConfig,
 };
 
@@ -35,6 +39,8 @@ pub struct Floor {
     pub auth: Arc<Auth>,
     /// The other nodes, and who is where.
     pub cluster: Arc<Cluster>,
+    /// The rollouts.
+    pub rollouts: Rollouts,
     /// Section `[connection]`.
     pub config: ConnectionConfig,
     /// Section `[limits]`.
@@ -43,6 +49,10 @@ pub struct Floor {
     pub stopping: CancellationToken,
     /// The sessions of this node. One may have two connections while it moves.
     pub(super) sessions: DashMap<MemberId, SmallVec<[Arc<Client>; 1]>>,
+    /// Clients that came over from another transport by plan.
+    pub(super) moved: AtomicU64,
+    /// Sessions that may come back.
+    pub(super) departures: Departures,
 }
 
 impl Floor {
@@ -50,11 +60,23 @@ impl Floor {
     pub fn new(
         node: Arc<Node>,
         (auth, cluster): (Arc<Auth>, Arc<Cluster>),
+        rollouts: Rollouts,
         config: ConnectionConfig,
         limits: LimitsConfig,
         stopping: CancellationToken,
     ) -> Self {
-        Self { node, auth, cluster, config, limits, stopping, sessions: DashMap::new() }
+        Self {
+            node,
+            auth,
+            cluster,
+            rollouts,
+            config,
+            limits,
+            stopping,
+            sessions: DashMap::new(),
+            moved: AtomicU64::new(0),
+            departures: Departures::default(),
+        }
     }
 
     /// Performs what an SSE session asks for beside its stream, on whichever node that is: a frame or
@@ -71,7 +93,12 @@ impl Floor {
 
     /// The same for a session of this node.
     pub(super) async fn ask_here(&self, session: MemberId, frames: &str) -> Option<String> {
-        let client = self.stream_of(session)?;
+        let client = if only_tells(frames) {
+            // A page that closes has no time for its WebSocket: what it measured comes beside it.
+            self.sessions.get(&session)?.last().map(Arc::clone)?
+        } else {
+            self.stream_of(session)?
+        };
         let Ok(frames) = serde_json::from_str::<Vec<&RawValue>>(frames) else {
             let reply = self.perform(&client, frames).await;
             return Some(reply.as_ref().map_or_else(String::new, to_json));
@@ -120,10 +147,14 @@ impl Floor {
     pub(super) fn welcome(
         &self,
         client: &Arc<Client>,
-        (id, session, overlap): (Option<RequestId>, Option<SessionId>, bool),
+        Greeting { id, session, overlap, about }: Greeting,
     ) {
-        if let Some(session) = session {
-            client.desk().session.resume(session);
+        {
+            let mut desk = client.desk();
+            if let Some(session) = session {
+                desk.session.resume(session);
+            }
+            desk.mobility = Mobility::new(about);
         }
         self.enlist(client, session.is_some(), overlap);
         let mut desk = client.desk();
@@ -137,9 +168,14 @@ impl Floor {
             let mut desk = client.desk();
             desk.returning = resumed;
             desk.claiming = resumed;
+            desk.by_plan = overlap;
             MemberId::of(desk.session.id())
         };
         self.sessions.entry(session).or_default().push(Arc::clone(client));
+        self.arrived(client, overlap);
+        if overlap {
+            self.moved.fetch_add(1, Ordering::Relaxed);
+        }
         if resumed {
             let (connection, at) = (client.number, client.arrived);
             self.cluster.claim(Claim { session, connection, at, overlap });
@@ -191,12 +227,21 @@ impl Floor {
 }
 
 fn brings_a_token(frames: &str) -> bool {
-    let is_connect =
-        |text: &str| matches!(ClientFrame::parse(text), Ok(ClientFrame::Connect { .. }) | Err(_));
-    match serde_json::from_str::<Vec<&RawValue>>(frames) {
-        Ok(list) => list.iter().any(|frame| is_connect(frame.get())),
-        Err(_) => is_connect(frames),
-    }
+    each(frames).any(|frame| matches!(frame, Ok(ClientFrame::Connect { .. }) | Err(_)))
+}
+
+/// Whether nothing is asked for.
+fn only_tells(frames: &str) -> bool {
+    let tells = |frame| matches!(frame, Ok(ClientFrame::Report { .. } | ClientFrame::Goodbye));
+    each(frames).all(tells)
+}
+
+/// A frame or a list of them.
+fn each(frames: &str) -> impl Iterator<Item = Result<ClientFrame, FrameError>> {
+    let list = serde_json::from_str::<Vec<&RawValue>>(frames);
+    let texts =
+        list.map_or_else(|_| vec![frames], |list| list.into_iter().map(RawValue::get).collect());
+    texts.into_iter().map(ClientFrame::parse)
 }
 
 /// What has to be allowed for a frame.
@@ -212,9 +257,11 @@ fn needs(frame: &ClientFrame) -> SmallVec<[(Verb, &Channel); 2]> {
         ClientFrame::Presence { state: None, .. } => SmallVec::new(),
         ClientFrame::Presence { channel, .. } => smallvec![(Verb::Presence, channel)],
         ClientFrame::History { channel, .. } => smallvec![(Verb::History, channel)],
-        ClientFrame::Connect { .. } | ClientFrame::Unsubscribe { .. } | ClientFrame::Pong => {
-            SmallVec::new()
-        }
+        ClientFrame::Connect { .. }
+        | ClientFrame::Unsubscribe { .. }
+        | ClientFrame::Report { .. }
+        | ClientFrame::Goodbye
+        | ClientFrame::Pong => SmallVec::new(),
     }
 }
 

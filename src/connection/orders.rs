@@ -59,6 +59,7 @@ pub async fn obey(floor: Arc<Floor>, mut orders: mpsc::Receiver<Order>, stage: S
 /// The connection that came last wins. One whose own claim is still under way stands behind this one in
 /// the log, and a claim that was made before a connection came says nothing about it.
 fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
+    floor.came_back(claim.session, claim.overlap);
     for client in floor.clients_of(claim.session) {
         if node == floor.cluster.me() && client.number == claim.connection {
             requests::settle(floor, &client);
@@ -68,6 +69,7 @@ fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
             continue;
         }
         if !claim.overlap {
+            floor.was_interrupted(&client);
             client.part(CloseCode::Moved.into());
             continue;
         }
@@ -84,9 +86,12 @@ fn let_go(floor: &Arc<Floor>, node: NodeId, claim: Claim, stage: &Stage) {
 
 fn claim_again(floor: &Floor) {
     for client in floor.clients_where(|client| client.desk().claiming) {
-        let session = client.desk().member();
+        let (session, overlap) = {
+            let desk = client.desk();
+            (desk.member(), desk.by_plan)
+        };
         let (connection, at) = (client.number, client.arrived);
-        floor.cluster.claim(Claim { session, connection, at, overlap: false });
+        floor.cluster.claim(Claim { session, connection, at, overlap });
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Floor,
+    Floor, Greeting,
     client::{Client, Desk},
     link::{Link, Onlooker},
     sse_retry, welcome,
@@ -15,7 +15,7 @@ use crate::{
     presence::audience::Watcher,
     protocol::{
         Channel, ClientFrame, CloseCode, Data, ErrorCode, Position, PresenceNews, ServerFrame,
-        SessionId, Token,
+        Token,
         frame::{Page, PageEvent, RequestId, ResetReason},
     },
     session::Subscription,
@@ -39,6 +39,15 @@ pub(super) async fn perform(
 ) -> Option<ServerFrame> {
     let reply = match request {
         ClientFrame::Pong => return None,
+        ClientFrame::Report { stats, .. } => {
+            let unit = client.desk().unit();
+            floor.rollouts.meter.report(&unit, stats.as_str());
+            return None;
+        }
+        ClientFrame::Goodbye => {
+            client.desk().account.left = true;
+            return None;
+        }
         ClientFrame::Connect { id, token, .. } => renew(floor, client, id, token).await,
         ClientFrame::Subscribe { .. } => return subscribe(floor, client, request, to_stream).await,
         ClientFrame::Unsubscribe { id, channel } => {
@@ -55,7 +64,10 @@ pub(super) async fn perform(
         ClientFrame::Publish { id, channel, draft } => {
             let message_id = draft.id.clone();
             let receipts = client.node.publish(vec![Publication { channel, draft }]).await;
-            match receipts.into_iter().next() {
+            let receipt = receipts.into_iter().next();
+            let unavailable = matches!(receipt, None | Some(Err(BrokerError::Unavailable { .. })));
+            floor.requested(client, !unavailable);
+            match receipt {
                 Some(Ok(receipt)) => ServerFrame::Published {
                     id,
                     message_id,
@@ -72,7 +84,9 @@ pub(super) async fn perform(
         }
         ClientFrame::History { id, channel, since, limit } => {
             let limit = limit.unwrap_or(HISTORY).min(floor.limits.history_events);
-            match history(client, channel, since, limit).await {
+            let page = history(client, channel, since, limit).await;
+            floor.requested(client, !matches!(page, Err(BrokerError::Unavailable { .. })));
+            match page {
                 Ok(page) => ServerFrame::History { id, page },
                 Err(err) => refusal(id, &err),
             }
@@ -134,18 +148,18 @@ fn take_away(floor: &Floor, client: &Client, desk: &mut Desk, identity: &Identit
 pub(super) async fn authenticate(
     floor: &Floor,
     client: &Arc<Client>,
-    (id, session, overlap): (Option<RequestId>, Option<SessionId>, bool),
+    greeting: Greeting,
     token: Token,
 ) {
     match floor.auth.identify(token.reveal()).await {
         Ok(identity) => {
             if client.desk().take_identity(identity) {
-                floor.welcome(client, (id, session, overlap));
+                floor.welcome(client, greeting);
             } else {
                 client.part(CloseCode::TryLater.into());
             }
         }
-        Err(err) => turn_away(floor, client, id, err),
+        Err(err) => turn_away(floor, client, greeting.id, err),
     }
 }
 
@@ -177,7 +191,7 @@ pub(super) async fn open_stream(
                 Err(_) => wait().await,
             }
         };
-        opened.push((channel, hold, start));
+        opened.push((channel, hold, start, since));
     }
     if presence || client.desk().returning {
         floor.cluster.synced().await;
@@ -191,7 +205,10 @@ pub(super) async fn open_stream(
     opened.retain(|(channel, ..)| floor.auth.may(&identity, Verb::Subscribe, channel));
     client.send_bytes(&mut desk, sse_retry(floor.config.sse_retry));
     let mut tags = Vec::with_capacity(opened.len());
-    for (channel, hold, start) in opened {
+    for (channel, hold, start, since) in opened {
+        if let Some(since) = since {
+            floor.resumed(&mut desk, (since, start.head), start.lost);
+        }
         tags.push((desk.session.open(channel, start.cursor, Link::new(hold)), start));
         client.node.metrics().subscriptions.inc();
     }
@@ -280,6 +297,9 @@ async fn subscribe(
         return deliver(client, refusal, to_stream);
     }
     let channel = channel.clone();
+    if let Some(since) = since {
+        floor.resumed(&mut desk, (since, start.head), start.lost);
+    }
     let (position, recovered) = (start.head, start.recovered);
     let tag = desk.session.open(channel.clone(), start.cursor, Link::new(hold));
     client.node.metrics().subscriptions.inc();

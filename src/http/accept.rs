@@ -87,6 +87,16 @@ pub fn tls(config: &TlsConfig) -> Result<Option<TlsAcceptor>, TlsError> {
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
 }
 
+/// The certificate that is shown, if TLS is spoken.
+///
+/// # Errors
+/// Says which file is missing or not what it should be.
+pub fn certificate(config: &TlsConfig) -> Result<Option<CertificateDer<'static>>, TlsError> {
+    let Some(path) = &config.certificate else { return Ok(None) };
+    let first = CertificateDer::pem_reader_iter(open(path)?).next().transpose();
+    first.map_err(|err| TlsError::unreadable(path, err))
+}
+
 fn open(path: &Path) -> Result<BufReader<File>, TlsError> {
     File::open(path).map(BufReader::new).map_err(|err| TlsError::unreadable(path, err))
 }

@@ -27,6 +27,18 @@ impl Edge {
         self.identify(headers, uri.query()).await
     }
 
+    /// Who comes, as far as the gateway can tell. Refuses nobody and counts nothing: whoever serves
+    /// the request does that.
+    pub(super) async fn known(&self, headers: &HeaderMap, uri: &Uri) -> Option<Arc<Identity>> {
+        let presented = presented(headers, uri.query())?;
+        self.floor.auth.identify(&presented).await.ok()
+    }
+
+    /// Whether it is the gateway itself that comes.
+    pub(super) fn shows_pass(&self, headers: &HeaderMap) -> bool {
+        presented(headers, None).is_some_and(|presented| self.floor.auth.is_pass(&presented))
+    }
+
     /// The one who calls, if it has to be somebody.
     pub(super) fn required(
         &self,

@@ -33,7 +33,11 @@ impl ApiError {
     /// Whether the same call may succeed later.
     pub(super) fn passes(&self) -> bool {
         match self.code {
-            ErrorCode::Unavailable | ErrorCode::LimitExceeded | ErrorCode::NodeFull => true,
+            ErrorCode::Unavailable
+            | ErrorCode::LimitExceeded
+            | ErrorCode::NodeFull
+            | ErrorCode::BadGateway
+            | ErrorCode::GatewayTimeout => true,
             ErrorCode::Malformed
             | ErrorCode::UnknownType
             | ErrorCode::ChannelInvalid
@@ -52,6 +56,8 @@ impl ApiError {
             | ErrorCode::MethodNotAllowed
             | ErrorCode::RequestTimeout
             | ErrorCode::OriginForbidden
+            | ErrorCode::VersionConflict
+            | ErrorCode::RolloutRefused
             | ErrorCode::Refused => false,
         }
     }
@@ -95,7 +101,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-pub(super) async fn not_found(uri: Uri) -> ApiError {
+pub(super) fn not_found(uri: &Uri) -> ApiError {
     let path = uri.path();
     ApiError::new(ErrorCode::NotFound, format!("there is nothing at {path}"))
 }

@@ -16,6 +16,8 @@ use super::{
     Edge,
     error::{ApiError, read_body},
     gate::Refusal,
+    legacy::Issued,
+    legacy::OldAddress,
     lend::Lend,
     origin::Allowed,
 };
@@ -25,7 +27,7 @@ use crate::{
         Arrival, Connection, StreamRequest,
         socket::{Pipe, Socket},
     },
-    protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat},
+    protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat, frame::About},
 };
 
 /// The head of a stream on HTTP/1: it ends when the connection does.
@@ -35,8 +37,10 @@ const HEAD: &str = "HTTP/1.1 200 OK\r\n\
     x-accel-buffering: no\r\n\
     connection: close\r\n";
 
-fn head(page: Option<&Allowed>) -> Bytes {
-    format!("{HEAD}{}\r\n", page.map(Allowed::head_lines).unwrap_or_default()).into()
+fn head(page: Option<&Allowed>, issued: Option<&Issued>) -> Bytes {
+    let page = page.map(Allowed::head_lines).unwrap_or_default();
+    let issued = issued.map(Issued::head_line).unwrap_or_default();
+    format!("{HEAD}{page}{issued}\r\n").into()
 }
 
 pub(super) async fn open(
@@ -50,7 +54,10 @@ pub(super) async fn open(
         return Err(ApiError::new(ErrorCode::MethodNotAllowed, message));
     }
     let query = request.uri().query().unwrap_or_default();
-    let asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    let mut asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
+    if let Some(OldAddress(unit)) = request.extensions().get::<OldAddress>() {
+        asked.about = About { client: None, unit: Some(unit.clone()), old_address: true };
+    }
     let identity = match edge.client(request.headers(), request.uri()).await {
         Err(TokenError::KeysUnavailable) => return Ok(Refusal::without_keys().into_stream()),
         identity => edge.required(identity?)?,
@@ -61,7 +68,7 @@ pub(super) async fn open(
             edge.allow(&identity, Verb::Presence, channel)?;
         }
     }
-    let admission = match edge.admit(&request) {
+    let admission = match edge.admit(&request, identity.own) {
         Ok(admission) => Box::new(admission),
         Err(refusal) => return Ok(refusal.into_stream()),
     };
@@ -72,7 +79,8 @@ pub(super) async fn open(
     }
     if let Some(socket) = lend.take(&edge.connections) {
         let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked, arrival);
-        connection.write_first(head(request.extensions().get::<Allowed>()));
+        let (page, issued) = (request.extensions().get(), request.extensions().get());
+        connection.write_first(head(page, issued));
         run(&edge, connection);
     }
     // Goes nowhere: the HTTP stack has no socket any more and ends.
@@ -112,11 +120,12 @@ impl Drop for Tap {
 }
 
 /// Reads what a stream is asked for: `channel=` once for each, `since=` or `Last-Event-ID`,
-/// `session=`, `presence=1`, `overlap=1`, `format=raw`.
+/// `session=`, `presence=1`, `overlap=1`, `client=`, `unit=`, `format=raw` or `frames`.
 fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest, ApiError> {
     let mut channels: Vec<Channel> = Vec::new();
     let (mut since, mut session, mut format) = (None, None, WireFormat::Sse);
     let (mut presence, mut overlap) = (false, false);
+    let (mut client, mut unit) = (None, None);
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             "channel" => channels.push(refuse(ErrorCode::ChannelInvalid, value.parse())?),
@@ -124,9 +133,12 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
             "session" => session = Some(refuse(ErrorCode::SessionUnknown, value.parse())?),
             "presence" => presence = value == "1",
             "overlap" => overlap = value == "1",
+            "client" => client = Some(value),
+            "unit" => unit = Some(value),
             "format" if value == "raw" => format = WireFormat::SseRaw,
+            "format" if value == "frames" => format = WireFormat::SseFrames,
             "format" => {
-                let message = format!("format={value}: only raw is known, or leave it out");
+                let message = format!("format={value}: raw and frames are known, or leave it out");
                 return Err(ApiError::new(ErrorCode::Malformed, message));
             }
             // An EventSource polyfill may add keys of its own.
@@ -160,7 +172,8 @@ fn parse(query: &str, headers: &HeaderMap, most: usize) -> Result<StreamRequest,
         (channel, position)
     };
     let channels = channels.into_iter().map(place).collect();
-    Ok(StreamRequest { session, channels, presence, overlap, format })
+    let about = About::new(client.as_deref(), unit.as_deref());
+    Ok(StreamRequest { session, channels, presence, overlap, about, format })
 }
 
 fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, ApiError> {
@@ -229,6 +242,7 @@ mod tests {
         assert_eq!(asked("channel=a&since=7", "").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&channel=b", "z-7").unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(asked("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
+        assert_eq!(asked("channel=a&format=frames", "").unwrap().format, WireFormat::SseFrames);
         assert_eq!(asked("channel=a&channel=b&channel=c", "").unwrap_err(), ErrorCode::TooMany);
         assert!(asked("channel=a&channel=a&channel=b", "").is_ok());
     }

@@ -64,6 +64,9 @@ impl Default for GateConfig {
 /// Addresses whose rate is remembered; the one not seen for longest is forgotten, and starts anew.
 const ADDRESSES: usize = 65_536;
 
+/// Stands for the gateway's own sessions: a network that nobody comes from (RFC 6666).
+const OWN: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
+
 /// Counts who is in.
 #[derive(Debug)]
 pub struct Gate {
@@ -123,6 +126,20 @@ impl Gate {
             return Err(Refusal::new(reason));
         }
         Ok(Admission { gate: Arc::clone(self), network, user })
+    }
+
+    /// Lets one of the gateway's own sessions in: only the node's limit counts.
+    ///
+    /// # Errors
+    /// When the node is full.
+    pub(super) fn admit_own(self: &Arc<Self>) -> Result<Admission, Refusal> {
+        let own = GateConfig { clients_per_ip: 0, arrivals_per_second: 0, ..self.config.clone() };
+        let network = Network::of(OWN.into());
+        if let Err(reason) = self.places.lock().enter(&own, network, None) {
+            self.count(reason);
+            return Err(Refusal::new(reason));
+        }
+        Ok(Admission { gate: Arc::clone(self), network, user: None })
     }
 
     /// Counts somebody who may not come in.
@@ -262,6 +279,7 @@ pub(super) enum Reason {
     Rate,
     Origin,
     Keys,
+    Upstream,
 }
 
 impl Reason {
@@ -275,6 +293,7 @@ impl Reason {
             Self::Rate => "rate",
             Self::Origin => "origin",
             Self::Keys => "keys",
+            Self::Upstream => "upstream",
         }
     }
 }
@@ -300,6 +319,11 @@ impl Refusal {
         Self::new(Reason::Keys)
     }
 
+    /// While the old server, whose stream it would be, gives no answer.
+    pub(super) fn without_upstream() -> Self {
+        Self::new(Reason::Upstream)
+    }
+
     /// For a stream: an EventSource gives up for good on any status but 200, so it gets a stream
     /// that says when to come back and ends.
     pub(super) fn into_stream(self) -> Response {
@@ -319,6 +343,7 @@ impl Refusal {
             Reason::User => (ErrorCode::LimitExceeded, "you have too many clients here"),
             Reason::Rate => (ErrorCode::LimitExceeded, "your address opens clients too fast"),
             Reason::Keys => (ErrorCode::Unavailable, "tokens cannot be verified now"),
+            Reason::Upstream => (ErrorCode::BadGateway, "the old server gives no answer"),
             Reason::Node | Reason::Sockets | Reason::Origin => {
                 (ErrorCode::NodeFull, "this node has as many clients as it may")
             }

@@ -25,6 +25,13 @@ pub(super) async fn ready(State(edge): State<Edge>) -> Response {
         Health::Up if !edge.floor.cluster.is_synced() => {
             "the node has not been told yet who is where".to_owned()
         }
+        Health::Up if !edge.legacy.has_joined() => {
+            "the node does not hear yet what is PUBLISHed on legacy.redis".to_owned()
+        }
+        // It would send everybody to the old side.
+        Health::Up if !edge.floor.rollouts.board.now().read => {
+            "the node has not read the rollouts yet".to_owned()
+        }
         Health::Up => return Json(json!({ "status": "ready", "node": node })).into_response(),
     };
     let body = Json(json!({ "status": "not ready", "node": node, "reason": reason }));

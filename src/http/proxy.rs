@@ -66,6 +66,12 @@ pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[TrustedPro
     }
 }
 
+/// Whether a peer's word about those it asks for counts.
+pub(super) fn trusts(peer: IpAddr, trusted: &[TrustedProxy]) -> bool {
+    let peer = peer.to_canonical();
+    trusted.iter().any(|proxy| proxy.0.contains(&peer))
+}
+
 /// Who forwarded, in the order of the header; none for what cannot be read.
 type Hops = Vec<Option<IpAddr>>;
 

@@ -24,7 +24,7 @@ pub(super) async fn open(
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let (accept, subprotocol) = shake(request.method(), request.headers())?;
-    let admission = match edge.admit(&request) {
+    let admission = match edge.admit(&request, edge.shows_pass(request.headers())) {
         Ok(admission) => admission,
         Err(refusal) => return Ok(refusal.into_response()),
     };

@@ -108,7 +108,7 @@ mod tests {
             dedup: Duration::from_secs(60),
         };
         let retentions = Arc::new(Retentions::new(keep, HashMap::new()));
-        let (broker, _feed) = MemoryBroker::new(&MemoryConfig::default(), retentions);
+        let (broker, _feed) = MemoryBroker::open(&MemoryConfig::default(), retentions).unwrap();
         let channel: Channel = "news".parse().unwrap();
         let data = Data::json(&format!("\"{}\"", "x".repeat(data_bytes))).unwrap();
         for _ in 0..events {

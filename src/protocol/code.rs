@@ -45,17 +45,25 @@ pub enum ErrorCode {
     RequestTimeout,
     /// The page's origin may not speak to this gateway.
     OriginForbidden,
+    /// Somebody changed it since the caller looked.
+    VersionConflict,
+    /// A rollout cannot become what is asked for.
+    RolloutRefused,
     /// The broker cannot keep this event, now or later.
     Refused,
     /// The node has as many clients as it may.
     NodeFull,
     /// The broker cannot take or answer it now; not known to be stored, so repeat it with the same id.
     Unavailable,
+    /// The server behind the gateway cannot be reached, or its answer is none.
+    BadGateway,
+    /// The server behind the gateway did not answer in time.
+    GatewayTimeout,
 }
 
 impl ErrorCode {
     /// Each of them, for the reference table and its test.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 26] = [
         Self::Malformed,
         Self::UnknownType,
         Self::ChannelInvalid,
@@ -75,9 +83,13 @@ impl ErrorCode {
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::OriginForbidden,
+        Self::VersionConflict,
+        Self::RolloutRefused,
         Self::Refused,
         Self::NodeFull,
         Self::Unavailable,
+        Self::BadGateway,
+        Self::GatewayTimeout,
     ];
 
     /// As it stands on the wire.
@@ -102,9 +114,13 @@ impl ErrorCode {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
             Self::OriginForbidden => "origin_forbidden",
+            Self::VersionConflict => "version_conflict",
+            Self::RolloutRefused => "rollout_refused",
             Self::Refused => "refused",
             Self::NodeFull => "node_full",
             Self::Unavailable => "unavailable",
+            Self::BadGateway => "bad_gateway",
+            Self::GatewayTimeout => "gateway_timeout",
         }
     }
 
@@ -123,11 +139,13 @@ impl ErrorCode {
             Self::Unauthorised | Self::TokenExpired => 401,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
-            Self::AlreadySubscribed => 409,
+            Self::AlreadySubscribed | Self::VersionConflict | Self::RolloutRefused => 409,
             Self::TooLarge => 413,
             Self::Refused => 422,
             Self::LimitExceeded => 429,
+            Self::BadGateway => 502,
             Self::NodeFull | Self::Unavailable => 503,
+            Self::GatewayTimeout => 504,
         }
     }
 }

@@ -7,7 +7,9 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{Channel, Event, Position, Positions, ServerFrame, rfc6455};
+use super::{
+    Channel, Event, EventName, Position, Positions, ServerFrame, event::bare_text, rfc6455,
+};
 
 /// How a reader wants its events written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,17 +20,20 @@ pub enum WireFormat {
     Sse,
     /// An SSE block with the event's own data and nothing else.
     SseRaw,
+    /// An SSE block without a name, whose data is what a WebSocket would carry: for an `EventSource`
+    /// that has to get every event and every ping, whatever it is called.
+    SseFrames,
 }
 
 impl WireFormat {
     /// How many there are.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 
     /// Whether it is a `text/event-stream`.
     pub const fn is_sse(self) -> bool {
         match self {
             Self::WebSocket => false,
-            Self::Sse | Self::SseRaw => true,
+            Self::Sse | Self::SseRaw | Self::SseFrames => true,
         }
     }
 }
@@ -47,15 +52,21 @@ impl Encoded {
     pub fn event(channel: &Channel, position: Position, event: &Event, format: WireFormat) -> Self {
         match format {
             WireFormat::WebSocket => {
-                let envelope = Envelope::new(channel, position, event);
-                let json = Tagged { kind: "event", name: event.name.as_ref(), envelope };
-                Self { bytes: rfc6455::text(&to_json(&json)), id_line: 0 }
+                let json = Tagged::json(channel, position, event);
+                Self { bytes: rfc6455::text(&json), id_line: 0 }
             }
             WireFormat::Sse => {
                 let json = to_json(&Envelope::new(channel, position, event));
-                Self::block(position, event, &json)
+                Self::block(position, event.name.as_ref(), &json)
             }
-            WireFormat::SseRaw => Self::block(position, event, event.data.as_str()),
+            WireFormat::SseFrames => {
+                Self::block(position, None, &Tagged::json(channel, position, event))
+            }
+            WireFormat::SseRaw => match bare_text(&event.id, &event.data) {
+                // A line of data for each line of text.
+                Some(text) => Self::block(position, event.name.as_ref(), &data_lines(&text)),
+                None => Self::block(position, event.name.as_ref(), event.data.as_str()),
+            },
         }
     }
 
@@ -64,16 +75,20 @@ impl Encoded {
         self.bytes.slice(self.id_line..)
     }
 
-    fn block(position: Position, event: &Event, data: &str) -> Self {
+    fn block(position: Position, name: Option<&EventName>, data: &str) -> Self {
         let mut text = String::with_capacity(data.len() + 96);
         let _ = writeln!(text, "id: {position}");
         let id_line = text.len();
-        if let Some(name) = &event.name {
+        if let Some(name) = name {
             let _ = writeln!(text, "event: {name}");
         }
         let _ = write!(text, "data: {data}\n\n");
         Self { bytes: text.into(), id_line }
     }
+}
+
+fn data_lines(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n").replace('\n', "\ndata: ")
 }
 
 /// An SSE `id:` line.
@@ -90,7 +105,8 @@ pub fn control(frame: &ServerFrame, format: WireFormat, id: Option<&Positions>) 
     if !format.is_sse() {
         return rfc6455::text(&to_json(frame));
     }
-    if matches!(frame, ServerFrame::Ping) {
+    let named = format != WireFormat::SseFrames;
+    if named && matches!(frame, ServerFrame::Ping { .. }) {
         return SSE_PING;
     }
     let mut text = String::new();
@@ -101,7 +117,10 @@ pub fn control(frame: &ServerFrame, format: WireFormat, id: Option<&Positions>) 
     if let ServerFrame::Goodbye { after, reconnect: true, .. } = frame {
         let _ = writeln!(text, "retry: {after}");
     }
-    let _ = write!(text, "event: {}\ndata: {}\n\n", sse_name(frame), to_json(frame));
+    if named {
+        let _ = writeln!(text, "event: {}", sse_name(frame));
+    }
+    let _ = write!(text, "data: {}\n\n", to_json(frame));
     text.into()
 }
 
@@ -117,7 +136,8 @@ fn sse_name(frame: &ServerFrame) -> &'static str {
         ServerFrame::Published { .. } => "crossfade.published",
         ServerFrame::History { .. } => "crossfade.history",
         ServerFrame::Goodbye { .. } => "crossfade.goodbye",
-        ServerFrame::Ping => "crossfade.ping",
+        ServerFrame::Migrate { .. } => "crossfade.migrate",
+        ServerFrame::Ping { .. } => "crossfade.ping",
         ServerFrame::Error { .. } => "crossfade.error",
     }
 }
@@ -144,9 +164,16 @@ struct Tagged<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a super::EventName>,
+    name: Option<&'a EventName>,
     #[serde(flatten)]
     envelope: Envelope<'a>,
+}
+
+impl<'a> Tagged<'a> {
+    fn json(channel: &'a Channel, position: Position, event: &'a Event) -> String {
+        let envelope = Envelope::new(channel, position, event);
+        to_json(&Self { kind: "event", name: event.name.as_ref(), envelope })
+    }
 }
 
 fn to_json(value: &impl Serialize) -> String {
@@ -188,6 +215,35 @@ mod tests {
         );
         assert_eq!(encoded.bytes, format!("id: z-18\nevent: created\ndata: {json}\n\n"));
         assert_eq!(encoded.without_id(), format!("event: created\ndata: {json}\n\n"));
+    }
+
+    #[test]
+    fn a_text_that_was_sent_bare_is_shown_bare_on_a_raw_stream() {
+        let event = Event {
+            id: format!("{}x", super::super::id::TEXT_ID).parse().unwrap(),
+            name: None,
+            data: Data::lenient("hello\r\nyou"),
+            time: 0,
+        };
+        let written = |format| {
+            let position = Position::new(Epoch::new(35), 18);
+            let bytes = Encoded::event(&"a".parse().unwrap(), position, &event, format).bytes;
+            String::from_utf8(bytes.to_vec()).unwrap()
+        };
+        assert_eq!(written(WireFormat::SseRaw), "id: z-18\ndata: hello\ndata: you\n\n");
+        assert!(written(WireFormat::Sse).contains(r#""data":"hello\r\nyou""#));
+    }
+
+    #[test]
+    fn a_stream_of_frames_says_what_a_websocket_says_and_names_nothing() {
+        let encoded = written(WireFormat::SseFrames, Some("created"));
+        let json = concat!(
+            r#"{"type":"event","name":"created","channel":"orders:42","id":"m1","#,
+            r#""data":{"total":9},"position":"z-18","time":1763692800000}"#
+        );
+        assert_eq!(encoded.bytes, format!("id: z-18\ndata: {json}\n\n"));
+        let ping = control(&ServerFrame::Ping { time: 7 }, WireFormat::SseFrames, None);
+        assert_eq!(ping, "data: {\"type\":\"ping\",\"time\":7}\n\n");
     }
 
     #[test]

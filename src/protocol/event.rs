@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
-use super::{EventName, MessageId};
+use super::{EventName, MessageId, id::TEXT_ID};
 
 /// The content of an event: any JSON, kept as the publisher's own text on a single line.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,6 +69,12 @@ impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self::from(&*Box::<RawValue>::deserialize(deserializer).map_err(de::Error::custom)?))
     }
+}
+
+/// The text that a publisher sent bare, if it was one: see [`TEXT_ID`].
+pub fn bare_text(id: &MessageId, data: &Data) -> Option<String> {
+    let is_text = id.as_str().starts_with(TEXT_ID);
+    is_text.then(|| serde_json::from_str(data.as_str()).ok()).flatten()
 }
 
 /// An event as its publisher hands it in.

@@ -29,6 +29,8 @@ pub enum ClientFrame {
         session: Option<SessionId>,
         /// It moves by plan: the session's connection so far may go on for a while.
         overlap: bool,
+        /// What the client says of itself.
+        about: About,
     },
     /// Deliver this channel, from this position on or from now on.
     Subscribe {
@@ -79,8 +81,40 @@ pub enum ClientFrame {
         /// At most so many events.
         limit: Option<usize>,
     },
+    /// What the client measured since its last report.
+    Report {
+        /// Its number.
+        id: Option<RequestId>,
+        /// The figures, as they came.
+        stats: Data,
+    },
+    /// The client leaves by its own will: that it goes is no interruption.
+    Goodbye,
     /// The answer to a ping.
     Pong,
+}
+
+/// What a client says of itself. Both are short: what is longer is cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// Which software it is, such as `web/0.1.0`. One that says so understands `migrate`.
+    pub client: Option<Box<str>>,
+    /// An id of its own that outlives the session, for rollouts where there is no user.
+    pub unit: Option<Box<str>>,
+    /// It came to an address of the system before this one. Nobody says so: it is seen.
+    pub old_address: bool,
+}
+
+/// Bytes of what a client says of itself.
+const ABOUT_BYTES: usize = 64;
+
+impl About {
+    /// Takes what was said, cut to what is kept.
+    pub fn new(client: Option<&str>, unit: Option<&str>) -> Self {
+        let cut = |text: &str| Box::from(&text[..text.floor_char_boundary(ABOUT_BYTES)]);
+        let said = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(cut);
+        Self { client: said(client), unit: said(unit), old_address: false }
+    }
 }
 
 impl ClientFrame {
@@ -92,8 +126,9 @@ impl ClientFrame {
             | Self::Unsubscribe { id, .. }
             | Self::Publish { id, .. }
             | Self::Presence { id, .. }
+            | Self::Report { id, .. }
             | Self::History { id, .. } => *id,
-            Self::Pong => None,
+            Self::Goodbye | Self::Pong => None,
         }
     }
 
@@ -150,6 +185,8 @@ struct Fields<'a> {
     name: Option<String>,
     message_id: Option<String>,
     limit: Option<usize>,
+    client: Option<String>,
+    unit: Option<String>,
     #[serde(default)]
     overlap: bool,
     #[serde(default)]
@@ -158,6 +195,8 @@ struct Fields<'a> {
     state: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stats: Option<&'a RawValue>,
 }
 
 /// A field that may be absent, but is there when it is `null`.
@@ -180,7 +219,8 @@ impl Fields<'_> {
                 let session = self.session.as_deref().map(str::parse).transpose();
                 let session = session.map_err(because(ErrorCode::SessionUnknown))?;
                 let token = self.token.map(Token::new);
-                Ok(ClientFrame::Connect { id, token, session, overlap: self.overlap })
+                let about = About::new(self.client.as_deref(), self.unit.as_deref());
+                Ok(ClientFrame::Connect { id, token, session, overlap: self.overlap, about })
             }
             "subscribe" => Ok(ClientFrame::Subscribe {
                 id,
@@ -204,12 +244,18 @@ impl Fields<'_> {
                 channel: self.channel()?,
                 state: self.presence_state()?,
             }),
+            "report" => match self.stats {
+                Some(stats) => Ok(ClientFrame::Report { id, stats: Data::from(stats) }),
+                None => Err((ErrorCode::Malformed, "report needs \"stats\"".to_owned())),
+            },
+            "goodbye" => Ok(ClientFrame::Goodbye),
             "pong" => Ok(ClientFrame::Pong),
             other => Err((
                 ErrorCode::UnknownType,
                 format!(
                     "no frame has the type {other:?}: \
-                     connect, subscribe, unsubscribe, publish, presence, history and pong have"
+                     connect, subscribe, unsubscribe, publish, presence, history, report, goodbye and \
+                     pong have"
                 ),
             )),
         }
@@ -287,6 +333,8 @@ pub enum ServerFrame {
         node: Arc<str>,
         /// Milliseconds between two pings; silence of twice that ends the connection.
         heartbeat: u64,
+        /// The node's clock, in milliseconds since 1970.
+        time: u64,
         /// Of the protocol.
         version: u32,
     },
@@ -383,8 +431,20 @@ pub enum ServerFrame {
         /// After so many milliseconds.
         after: u64,
     },
+    /// Go over to another transport with the session and the positions held, then leave this one.
+    Migrate {
+        /// `websocket` or `sse`.
+        transport: &'static str,
+        /// At a moment of the client's own within so many milliseconds.
+        within: u64,
+        /// Why.
+        reason: Arc<str>,
+    },
     /// Say `pong`.
-    Ping,
+    Ping {
+        /// The node's clock, in milliseconds since 1970.
+        time: u64,
+    },
     /// The request was refused.
     Error {
         /// The request's number.

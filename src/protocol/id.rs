@@ -8,6 +8,13 @@ use uuid::Uuid;
 /// Longest message id and longest event name, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
 
+/// What the id of an event begins with that was taken in without an id of its own.
+pub const MADE_ID: &str = "legacy:";
+
+/// What the id of an event begins with whose publisher sent a bare text, not JSON: its data is that
+/// text as a JSON string, and a raw stream shows it bare again.
+pub const TEXT_ID: &str = "legacy-text:";
+
 /// What makes an event the same event when it is published again: 1 to 128 bytes of visible ASCII.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -23,6 +30,11 @@ impl MessageId {
     /// The id.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether the gateway made it for a message that it took in without one.
+    pub fn is_made(&self) -> bool {
+        self.0.starts_with(MADE_ID) || self.0.starts_with(TEXT_ID)
     }
 }
 

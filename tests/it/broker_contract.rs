@@ -3,6 +3,7 @@
 mod memory;
 mod postgres;
 mod redis;
+mod store;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,6 +16,10 @@ use crossfade::{
 };
 use futures_util::future::join_all;
 
+pub(crate) use self::store::{
+    of_many_writers_one_wins_each_version, the_journal_is_read_backwards_in_pages,
+    what_is_told_expires,
+};
 use crate::support::eventually::{eventually, soon};
 
 /// A store of its own for one test. It ends when the fixture is dropped.
@@ -343,6 +348,9 @@ macro_rules! contract {
             an_unsubscribed_channel_falls_silent,
             retention_lets_go_of_the_oldest,
             ids_are_forgotten_when_their_window_is_over,
+            of_many_writers_one_wins_each_version,
+            the_journal_is_read_backwards_in_pages,
+            what_is_told_expires,
         );
     };
 }

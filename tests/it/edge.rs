@@ -1,6 +1,6 @@
 //! The edge of the node: how long it waits, whom it lets in, and what the others are told.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,6 +12,7 @@ use crate::support::{
     client::{Sse, Ws},
     eventually::{eventually, soon},
     gateway::{Api, TestGateway},
+    raw::Raw,
 };
 
 /// Less than any other timeout of the gateway, more than a loaded machine needs for a request.
@@ -95,73 +96,6 @@ async fn until_closed(socket: &mut TcpStream) {
 const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
     sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const STREAM: &str = "GET /events?channel=a HTTP/1.1\r\n";
-
-/// A request as bare bytes, and what came back; the socket stays open as long as this is held.
-struct Raw {
-    socket: TcpStream,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Raw {
-    async fn send(addr: SocketAddr, begin: &str, headers: &[(&str, &str)]) -> Self {
-        let mut socket = TcpStream::connect(addr).await.unwrap();
-        let lines: String = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
-        let host =
-            if lines.contains("host: ") { String::new() } else { format!("host: {addr}\r\n") };
-        socket.write_all(format!("{begin}{host}{lines}\r\n").as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        let end = loop {
-            if let Some(at) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
-                break at + 4;
-            }
-            let read = soon("it is answered", socket.read_buf(&mut answer)).await.unwrap();
-            assert_ne!(read, 0, "closed without an answer");
-        };
-        let body = answer.split_off(end);
-        Self { socket, head: String::from_utf8(answer).unwrap(), body }
-    }
-
-    fn status(&self) -> u16 {
-        self.head.split(' ').nth(1).unwrap().parse().unwrap()
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
-    }
-
-    /// The body up to some text.
-    async fn until(&mut self, text: &str) -> String {
-        loop {
-            let body = String::from_utf8_lossy(&self.body).into_owned();
-            if body.contains(text) {
-                return body;
-            }
-            let read = soon(format!("{text:?} comes"), self.socket.read_buf(&mut self.body)).await;
-            assert_ne!(read.unwrap(), 0, "closed after {body:?}");
-        }
-    }
-
-    /// Told that it is too much for now, each in the way it understands.
-    async fn expect_sent_away(mut self, code: &str, status: u16) {
-        if self.header("content-type") == Some("text/event-stream") {
-            assert_eq!(self.status(), 200);
-            let body = self.until("\n\n").await;
-            let retry = body.strip_prefix("retry: ").and_then(|rest| rest.split_once('\n'));
-            assert!(1000 <= retry.unwrap().0.parse::<u64>().unwrap(), "{body}");
-            assert!(body.contains("event: crossfade.goodbye\n"), "{body}");
-            assert!(
-                body.contains("\"code\":1013") && body.contains("\"reconnect\":true"),
-                "{body}"
-            );
-        } else {
-            assert_eq!(self.status(), status, "{}", self.head);
-            assert!(1 <= self.header("retry-after").unwrap().parse::<u64>().unwrap());
-            self.until(code).await;
-        }
-    }
-}
 
 /// Whether a client was let in: it holds its place while it is kept.
 fn let_in(answer: &Raw) -> bool {

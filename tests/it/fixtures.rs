@@ -63,9 +63,12 @@ fn close_codes() {
 
 #[test]
 fn what_clients_say_is_understood() {
-    for (name, frame) in fixture("client-frames").as_object().unwrap() {
+    let (single, story) = (fixture("client-frames"), fixture("story"));
+    let all = single.as_object().unwrap().iter().chain(story["client"].as_object().unwrap());
+    for (name, frame) in all {
         let parsed = ClientFrame::parse(&frame.to_string()).unwrap();
         assert_eq!(json!(parsed.id()), frame["id"], "{name}");
+        assert_eq!(frame["type"] == "report", matches!(parsed, ClientFrame::Report { .. }));
     }
 }
 
@@ -131,6 +134,7 @@ fn frame(name: &str) -> ServerFrame {
             member: MemberId::of(session()),
             node: Arc::from("n1"),
             heartbeat: 25_000,
+            time: TIME,
             version: 1,
         },
         "subscribed" => subscribed(None),
@@ -160,7 +164,7 @@ fn frame(name: &str) -> ServerFrame {
         },
         "history" => ServerFrame::History { id: Some(5), page: page() },
         "goodbye" => ServerFrame::goodbye(CloseCode::Draining, 1200),
-        "ping" => ServerFrame::Ping,
+        "ping" => ServerFrame::Ping { time: TIME },
         "error" => ServerFrame::Error {
             id: Some(2),
             code: ErrorCode::ChannelInvalid,

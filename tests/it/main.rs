@@ -1,6 +1,7 @@
 //! Behaviour, seen from outside. One binary; a file per behaviour.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
+mod alerts;
 mod bad_input;
 mod broker_contract;
 mod cli;
@@ -9,11 +10,14 @@ mod delivery;
 mod edge;
 mod fixtures;
 mod layers;
+mod legacy;
 mod outage;
 mod presence;
 mod reference;
 mod resilience;
+mod rollout;
 mod shutdown;
 mod slow_reader;
 mod support;
 mod tls;
+mod validation;

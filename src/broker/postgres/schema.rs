@@ -9,12 +9,15 @@ use super::trouble::Trouble;
 
 /// What turned version n into n + 1. A released one never changes, and the tables it leaves have to
 /// serve the gateways of the version before: both run during a rolling update.
-const MIGRATIONS: [&[&str]; 1] = [&[
-    include_str!("sql/tables.sql"),
-    include_str!("sql/append.sql"),
-    include_str!("sql/publish.sql"),
-    include_str!("sql/log.sql"),
-]];
+const MIGRATIONS: [&[&str]; 2] = [
+    &[
+        include_str!("sql/tables.sql"),
+        include_str!("sql/append.sql"),
+        include_str!("sql/publish.sql"),
+        include_str!("sql/log.sql"),
+    ],
+    &[include_str!("sql/records.sql")],
+];
 
 const LOOK: &str = include_str!("sql/look.sql");
 

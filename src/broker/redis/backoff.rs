@@ -8,24 +8,24 @@ use tokio_util::sync::CancellationToken;
 
 /// Full jitter under a limit that doubles.
 #[derive(Clone, Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     min: Duration,
     max: Duration,
     limit: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new(min: Duration, max: Duration) -> Self {
+    pub(crate) fn new(min: Duration, max: Duration) -> Self {
         Self { min, max, limit: min }
     }
 
     /// It worked: the next pause is a short one again.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.limit = self.min;
     }
 
     /// Waits; breaks when it is time to stop.
-    pub(super) async fn pause(&mut self, stop: &CancellationToken) -> ControlFlow<()> {
+    pub(crate) async fn pause(&mut self, stop: &CancellationToken) -> ControlFlow<()> {
         let pause = self.limit.mul_f64(rand::rng().random());
         self.limit = (self.limit * 2).min(self.max);
         match timeout(pause, stop.cancelled()).await {

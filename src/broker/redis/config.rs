@@ -97,7 +97,7 @@ impl RedisUrl {
         Self(url.into())
     }
 
-    pub(super) fn info(&self) -> Result<ConnectionInfo, RedisConfigError> {
+    pub(crate) fn info(&self) -> Result<ConnectionInfo, RedisConfigError> {
         self.0
             .as_str()
             .into_connection_info()

@@ -1,5 +1,5 @@
 #!lua name=crossfade
--- version: 1
+-- version: 2
 --
 -- The logs of Crossfade in Redis. The gateway loads this library; a backend service may call it too:
 --
@@ -185,5 +185,64 @@ local function head(keys, args)
   return { epoch, offset }
 end
 
+-- The records of the gateway itself, all under one hash tag:
+--   KEY:records   hash: name -> VERSION VALUE
+--   KEY:journal   stream of notes: k = name, v = version, t = ms since 1970, n = text
+--   KEY:told:PART hash: name -> EXPIRES_MS VALUE, PART being the name up to its first slash
+
+local JOURNAL_NOTES = '10000'
+
+-- NAME EXPECTED VALUE [NOTE] -> 1 and the new version, or 0 and what stands there.
+local function put(keys, args)
+  local records, name, expected = keys[1] .. ':records', args[1], tonumber(args[2])
+  local found = redis.call('HGET', records, name)
+  local version = found and tonumber(string.match(found, '^(%d+) ')) or 0
+  if version ~= expected then
+    return { 0, found or '' }
+  end
+  version = text(expected + 1)
+  local written = redis.pcall('HSET', records, name, version .. ' ' .. args[3])
+  if type(written) == 'table' and written.err then
+    return written
+  end
+  if args[4] then
+    local note = { 'k', name, 'v', version, 't', text((now())), 'n', args[4] }
+    redis.call('XADD', keys[1] .. ':journal', 'MAXLEN', '~', JOURNAL_NOTES, '*', unpack(note))
+  end
+  return { 1, version }
+end
+
+-- NAME VALUE KEEP_MS
+local function tell(keys, args)
+  local told, time = keys[1] .. ':told:' .. string.match(args[1], '^[^/]*'), now()
+  redis.call('HSET', told, args[1], text(time + tonumber(args[3])) .. ' ' .. args[2])
+  redis.call('PEXPIRE', told, '86400000')
+  -- What has expired goes with the words of whoever still speaks.
+  for _, other in ipairs(redis.call('HKEYS', told)) do
+    local said = redis.call('HGET', told, other)
+    if tonumber(string.match(said, '^(%d+) ')) < time then
+      redis.call('HDEL', told, other)
+    end
+  end
+  return 1
+end
+
+-- PREFIX -> names and values of what has not expired.
+local function told(keys, args)
+  local found, time = {}, now()
+  local all = redis.call('HGETALL', keys[1] .. ':told:' .. string.match(args[1], '^[^/]*'))
+  for at = 1, #all, 2 do
+    local expires, value = string.match(all[at + 1], '^(%d+) (.*)$')
+    if time < tonumber(expires) then
+      found[#found + 1] = all[at]
+      found[#found + 1] = value
+    end
+  end
+  return found
+end
+
 redis.register_function('crossfade_publish', publish)
 redis.register_function('crossfade_head', head)
+redis.register_function('crossfade_put', put)
+redis.register_function('crossfade_tell', tell)
+redis.register_function('crossfade_told', told)

@@ -16,11 +16,11 @@ use tokio_rustls::TlsConnector;
 use super::resp::{self, Said};
 
 /// Whatever bytes travel over.
-pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// Connects and introduces itself.
-pub(super) async fn dial(info: &ConnectionInfo, within: Duration) -> io::Result<Box<dyn Wire>> {
+pub(crate) async fn dial(info: &ConnectionInfo, within: Duration) -> io::Result<Box<dyn Wire>> {
     let dialled = async {
         let mut wire = open(info.addr()).await?;
         introduce(&mut wire, info).await?;

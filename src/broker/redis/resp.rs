@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 /// What a server says on a listening connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(crate) enum Said {
     /// `+OK`, or a bare number.
     Status,
     /// `-MOVED 42 host:port`.
@@ -17,13 +17,13 @@ pub(super) enum Said {
 
 /// The server does not speak RESP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Garbled;
+pub(crate) struct Garbled;
 
 /// Longest text and longest array taken for real: Redis's own limit for a text.
 const LEN_MAX: usize = 512 << 20;
 
 /// Takes the next message out of `buffer` if all of it has come.
-pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Said>, Garbled> {
+pub(crate) fn take(buffer: &mut BytesMut) -> Result<Option<Said>, Garbled> {
     let Some(len) = measure(buffer)? else { return Ok(None) };
     let mut message = buffer.split_to(len).freeze();
     let (kind, line) = take_line(&mut message);
@@ -37,7 +37,7 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Said>, Garbled> {
 }
 
 /// Writes a command.
-pub(super) fn put(buffer: &mut BytesMut, words: &[&[u8]]) {
+pub(crate) fn put(buffer: &mut BytesMut, words: &[&[u8]]) {
     buffer.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
     for word in words {
         buffer.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());

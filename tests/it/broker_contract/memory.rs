@@ -19,7 +19,7 @@ impl Fixture for Memory {
     }
 
     async fn node(&self, retentions: Arc<Retentions>) -> (Arc<dyn Broker>, Feed) {
-        let (broker, feed) = MemoryBroker::new(&MemoryConfig::default(), retentions);
+        let (broker, feed) = MemoryBroker::open(&MemoryConfig::default(), retentions).unwrap();
         (Arc::new(broker), feed)
     }
 }

@@ -56,6 +56,12 @@ impl Ws {
         self.expect("subscribed").await
     }
 
+    /// The welcome, if the connection lives that long.
+    pub(crate) async fn try_welcome(&mut self) -> Option<Welcome> {
+        let text = self.stream.next().await?.ok()?;
+        serde_json::from_str(text.to_text().ok()?).ok()
+    }
+
     pub(crate) async fn send(&mut self, frame: Value) {
         self.send_raw(Message::text(frame.to_string())).await;
     }
@@ -142,7 +148,7 @@ impl Block {
 
 /// An SSE client.
 pub(crate) struct Sse {
-    stream: TcpStream,
+    stream: Option<TcpStream>,
     received: Vec<u8>,
     /// What an EventSource would send as `Last-Event-ID`.
     pub(crate) last_id: Option<String>,
@@ -156,6 +162,11 @@ impl Sse {
         sse
     }
 
+    /// A stream that has ended.
+    pub(crate) fn gone() -> Self {
+        Self { stream: None, received: Vec::new(), last_id: None }
+    }
+
     pub(crate) async fn try_open(
         addr: SocketAddr,
         query: &str,
@@ -167,7 +178,11 @@ impl Sse {
             head.push_str(&format!("last-event-id: {id}\r\n"));
         }
         stream.write_all(format!("{head}\r\n").as_bytes()).await?;
-        let mut sse = Self { stream, received: Vec::new(), last_id: last_id.map(str::to_owned) };
+        let mut sse = Self {
+            stream: Some(stream),
+            received: Vec::new(),
+            last_id: last_id.map(str::to_owned),
+        };
         let head = sse.take_until(b"\r\n\r\n").await?;
         if !head.starts_with("HTTP/1.1 200") {
             return Err(std::io::Error::other(head));
@@ -231,7 +246,10 @@ impl Sse {
                 let piece = std::mem::replace(&mut self.received, rest);
                 return String::from_utf8(piece).map_err(std::io::Error::other);
             }
-            if self.stream.read_buf(&mut self.received).await? == 0 {
+            let Some(stream) = &mut self.stream else {
+                return Err(std::io::ErrorKind::NotConnected.into());
+            };
+            if stream.read_buf(&mut self.received).await? == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
         }

@@ -30,3 +30,15 @@ pub(crate) async fn soon<T>(what: impl Display, future: impl Future<Output = T>)
     };
     value
 }
+
+/// The same for what may take long.
+pub(crate) async fn soon_within<T>(
+    within: Duration,
+    what: impl Display,
+    future: impl Future<Output = T>,
+) -> T {
+    let Ok(value) = timeout(within, future).await else {
+        panic!("within {within:?} it never happened that {what}");
+    };
+    value
+}

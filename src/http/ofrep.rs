@@ -1,0 +1,135 @@
+//! OFREP, the OpenFeature Remote Evaluation Protocol 0.3: backends ask which arm a user is in.
+
+use axum::{
+    Json,
+    extract::{Path, Request, State, rejection::PathRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha1::{Digest as _, Sha1};
+
+use super::{
+    Edge,
+    error::{ApiError, read_body},
+};
+use crate::{
+    auth::Scope,
+    rollout::{
+        board::{Board, Standing},
+        verdict::{Because, Unit},
+    },
+};
+
+/// Who is asked for.
+#[derive(Deserialize)]
+struct Evaluation {
+    #[serde(default)]
+    context: Value,
+}
+
+/// One flag: whether the user belongs on the new side.
+pub(super) async fn one(
+    State(edge): State<Edge>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    edge.allow_scope(&*edge.caller(request.headers()).await?, Scope::Read)?;
+    let Path(key) = path?;
+    let unit = match unit(&read_body(request, &edge).await?) {
+        Ok(unit) => unit,
+        Err((code, details)) => return Ok(refused(Some(&key), code, details)),
+    };
+    let now = edge.floor.rollouts.board.now();
+    Ok(match now.get(&key) {
+        Some(standing) => {
+            Json(evaluated(standing, &unit, &edge.floor.rollouts.board)).into_response()
+        }
+        None => {
+            let details = format!("there is no rollout of {key}");
+            let body = json!({"key": key, "errorCode": "FLAG_NOT_FOUND", "errorDetails": details});
+            (StatusCode::NOT_FOUND, Json(body)).into_response()
+        }
+    })
+}
+
+/// All flags of a user, with an `ETag`.
+pub(super) async fn all(State(edge): State<Edge>, request: Request) -> Result<Response, ApiError> {
+    edge.allow_scope(&*edge.caller(request.headers()).await?, Scope::Read)?;
+    let seen = tag_of(request.headers());
+    let unit = match unit(&read_body(request, &edge).await?) {
+        Ok(unit) => unit,
+        Err((code, details)) => return Ok(refused(None, code, details)),
+    };
+    let now = edge.floor.rollouts.board.now();
+    let flags: Vec<_> =
+        now.all().map(|flag| evaluated(flag, &unit, &edge.floor.rollouts.board)).collect();
+    let body = json!({ "flags": flags });
+    let digest = Sha1::digest(body.to_string().as_bytes());
+    let tag =
+        format!("\"{}\"", digest.iter().take(8).map(|b| format!("{b:02x}")).collect::<String>());
+    let header =
+        [(header::ETAG, HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("")))];
+    if seen.as_deref() == Some(&tag) {
+        return Ok((StatusCode::NOT_MODIFIED, header).into_response());
+    }
+    Ok((header, Json(body)).into_response())
+}
+
+fn tag_of(headers: &HeaderMap) -> Option<String> {
+    headers.get(header::IF_NONE_MATCH)?.to_str().ok().map(str::to_owned)
+}
+
+/// The user in the context: `targetingKey`, and `groups` as a list or separated by commas.
+fn unit(body: &[u8]) -> Result<Unit, (&'static str, String)> {
+    let evaluation: Evaluation =
+        serde_json::from_slice(body).map_err(|err| ("PARSE_ERROR", err.to_string()))?;
+    let context = evaluation.context;
+    if !context.is_object() {
+        return Err(("INVALID_CONTEXT", "\"context\" has to be an object".to_owned()));
+    }
+    let Some(id) = context["targetingKey"].as_str().filter(|id| !id.is_empty()) else {
+        let details = "\"context\" needs a \"targetingKey\": the user's id".to_owned();
+        return Err(("TARGETING_KEY_MISSING", details));
+    };
+    let groups = match &context["groups"] {
+        Value::String(text) => text.split(',').map(|group| group.trim().to_owned()).collect(),
+        Value::Array(list) => {
+            list.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect()
+        }
+        _ => Vec::new(),
+    };
+    Ok(Unit { id: id.to_owned(), groups })
+}
+
+fn evaluated(standing: &Standing, unit: &Unit, board: &Board) -> Value {
+    let flag = &standing.flag;
+    let verdict = flag.verdict(unit, board.environment());
+    let reason = match verdict.because {
+        Because::Split => "SPLIT",
+        Because::Allowed | Because::Denied | Because::NotEligible => "TARGETING_MATCH",
+        Because::Off => "DISABLED",
+    };
+    let variant = if verdict.new { &flag.to } else { &flag.from };
+    json!({
+        "key": flag.component,
+        "value": verdict.new,
+        "reason": reason,
+        "variant": variant,
+        "metadata": {
+            "cohort": verdict.cohort.to_string(),
+            "percentage": flag.effective().percent(),
+            "version": flag.version,
+            "epoch": flag.course.epoch,
+        },
+    })
+}
+
+fn refused(key: Option<&str>, code: &'static str, details: String) -> Response {
+    let mut body = json!({ "errorCode": code, "errorDetails": details });
+    if let Some(key) = key {
+        body["key"] = json!(key);
+    }
+    (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}

@@ -1,0 +1,107 @@
+//! `POST` and `GET /api/migration/validation/{component}`: comparing both sides of a rollout, and what
+//! came of it last.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{Path, Request, State, rejection::PathRejection},
+    http::HeaderMap,
+};
+use serde::Deserialize;
+
+use super::{
+    Edge,
+    error::{ApiError, read_body},
+};
+use crate::{
+    auth::Scope,
+    connection,
+    protocol::ErrorCode,
+    rollout::flag::{Change, Component},
+    validation::{Outcome, SECONDS_MAX, SESSIONS_MAX, ValidationError},
+};
+
+/// What can be asked for. Nothing has to be.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Asked {
+    phase: Option<u64>,
+    sample_size: usize,
+    seconds: u64,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self { phase: None, sample_size: 100, seconds: 10 }
+    }
+}
+
+/// Compares, and answers when it is done. Who hangs up ends it.
+pub(super) async fn start(
+    State(edge): State<Edge>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<Outcome>, ApiError> {
+    let by = edge.operator(request.headers()).await?;
+    let component = component(path)?;
+    let body = read_body(request, &edge).await?;
+    let wrong = |message: String| ApiError::new(ErrorCode::Malformed, message);
+    let asked = match body.is_empty() {
+        true => Asked::default(),
+        false => serde_json::from_slice(&body).map_err(|err| wrong(format!("the body: {err}")))?,
+    };
+    let Asked { phase, sample_size, seconds } = asked;
+    if !(1..=SESSIONS_MAX).contains(&sample_size) {
+        return Err(wrong(format!("sampleSize is 1 to {SESSIONS_MAX}, not {sample_size}")));
+    }
+    if !(1..=SECONDS_MAX).contains(&seconds) {
+        return Err(wrong(format!("seconds is 1 to {SECONDS_MAX}, not {seconds}")));
+    }
+    let duration = Duration::from_secs(seconds);
+    let run = edge.validation.validate_phase(&component, phase, sample_size, duration);
+    let outcome = Box::pin(run).await?;
+    // A schedule that waits for it goes on, or knows that it may not.
+    let board = &edge.floor.rollouts.board;
+    if let Some(standing) = board.now().get(component.as_str()) {
+        let stage = standing.flag.course.stage;
+        let change = Change::Validated { stage, differs: outcome.differs() };
+        board.change(&component, &change, None, &by).await?;
+    }
+    Ok(Json(outcome))
+}
+
+/// What came of it last.
+pub(super) async fn newest(
+    State(edge): State<Edge>,
+    headers: HeaderMap,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<Outcome>, ApiError> {
+    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
+    let component = component(path)?;
+    let outcome = edge.validation.newest(&component).await?;
+    outcome.map(Json).ok_or_else(|| {
+        let message = format!(
+            "{component} was not validated yet: POST to /api/migration/validation/{component}"
+        );
+        ApiError::new(ErrorCode::NotFound, message)
+    })
+}
+
+fn component(path: Result<Path<String>, PathRejection>) -> Result<Component, ApiError> {
+    let Path(name) = path?;
+    name.parse().map_err(|err| ApiError::new(ErrorCode::Malformed, err))
+}
+
+impl From<ValidationError> for ApiError {
+    fn from(err: ValidationError) -> Self {
+        let code = match &err {
+            ValidationError::NothingToCompare(_) | ValidationError::Running(_) => {
+                ErrorCode::RolloutRefused
+            }
+            ValidationError::Failed(_) => ErrorCode::Unavailable,
+            ValidationError::Broker(err) => connection::code_of(err),
+        };
+        Self::new(code, err)
+    }
+}
