@@ -18,7 +18,7 @@ run:
 cluster:
     scripts/cluster
 
-# The load test: `just load idle`, `just load fanout --compare crossfade-ws limit`.
+# The load test: `just load check`, `just load fanout --compare crossfade-ws limit --html page.html`.
 load *arguments="idle":
     cargo build --release --workspace
     target/release/crossfade-load {{arguments}}

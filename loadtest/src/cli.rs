@@ -8,7 +8,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     process,
-    report::{Report, page::page},
+    report::{
+        Report,
+        page::{files, page},
+    },
     scenario::{
         check::Check,
         churn::Churn,
@@ -82,8 +85,11 @@ struct PageArgs {
     #[arg(required = true)]
     reports: Vec<PathBuf>,
     /// Where the page goes.
-    #[arg(long, value_name = "FILE")]
-    html: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "svg")]
+    html: Option<PathBuf>,
+    /// A folder for each chart as a file of its own.
+    #[arg(long, value_name = "FOLDER")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -155,7 +161,15 @@ impl PageArgs {
                 })?);
             }
         }
-        write_page(&self.html, &reports)?;
+        if let Some(file) = &self.html {
+            write_page(file, &reports)?;
+        }
+        let Some(folder) = &self.svg else { return Ok(ExitCode::SUCCESS) };
+        for (name, svg) in reports.iter().flat_map(files) {
+            let file = folder.join(name);
+            fs::write(&file, svg)
+                .with_context(|| format!("{} cannot be written", file.display()))?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -46,6 +46,8 @@ pub struct Plan {
     pub patience: Duration,
     /// How subscribers are watched.
     pub watch: Watch,
+    /// Whether they say who they are, which a server may have to remember.
+    pub names: bool,
 }
 
 /// When publishing is due.
@@ -66,6 +68,7 @@ impl Plan {
             rooms: (0..self.channels).map(|number| Arc::from(format!("load-{number}"))).collect(),
             streams: if self.shared { self.publishers } else { 1 },
             mix: mix.clone(),
+            names: self.names,
         }
     }
 }

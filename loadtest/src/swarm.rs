@@ -46,6 +46,8 @@ pub struct Seating {
     pub streams: usize,
     /// How they are connected.
     pub mix: Mix,
+    /// Whether they say who they are.
+    pub names: bool,
 }
 
 /// Subscribers of one target.
@@ -66,6 +68,7 @@ pub struct Swarm {
     /// Deliveries that are still to come, from everybody who is subscribed.
     owed: u64,
     remembers: bool,
+    names: bool,
     moves: Vec<(usize, Transport)>,
 }
 
@@ -147,6 +150,7 @@ impl Swarm {
             under_way: 0,
             owed: 0,
             remembers: false,
+            names: seating.names,
             moves: Vec::new(),
         })
     }

@@ -67,6 +67,8 @@ pub struct Seat<'a> {
     pub since: Option<&'a str>,
     /// The session that it had before, where servers know such a thing.
     pub session: Option<&'a str>,
+    /// The number it goes by, if it says who it is: only such a client is asked to move.
+    pub unit: Option<usize>,
 }
 
 /// A subscriber's side of a server's protocol.
@@ -108,6 +110,8 @@ pub enum Meaning {
     Answer(Vec<u8>),
     /// This is the session it has.
     Session(String),
+    /// The same, and from now on it gets events.
+    SubscribedAs(String),
     /// It is to move to this transport.
     Move(Transport),
     /// The server refuses it or ends it.

@@ -40,6 +40,8 @@ pub enum Kind {
     Crossfade,
     /// A program that writes the same bytes to every socket and does nothing else.
     Limit,
+    /// The same with a write for each event, where `limit` has one for all that are due together.
+    LimitEach,
     /// Redis's own publish and subscribe.
     Redis,
     /// nginx with its module nchan.
@@ -52,11 +54,12 @@ pub enum Kind {
     Mercure,
 }
 
-const KINDS: [(&str, Kind, &[Transport]); 7] = {
+const KINDS: [(&str, Kind, &[Transport]); 8] = {
     use Transport::{EventStream, WebSocket};
     [
         ("crossfade", Kind::Crossfade, &[WebSocket, EventStream]),
         ("limit", Kind::Limit, &[WebSocket]),
+        ("limit-each", Kind::LimitEach, &[WebSocket]),
         ("redis", Kind::Redis, &[WebSocket]),
         ("nchan", Kind::Nchan, &[WebSocket, EventStream]),
         ("sockudo", Kind::Sockudo, &[WebSocket]),
@@ -161,7 +164,10 @@ impl Hosting {
             _ => bail!("{name} needs both --url and --pid"),
         };
         let served = match (running, spec.kind) {
-            (_, Kind::Limit) => return Ok(Box::new(Limit::start(subscribers, cpus)?)),
+            (_, Kind::Limit | Kind::LimitEach) => {
+                let each = spec.kind == Kind::LimitEach;
+                return Ok(Box::new(Limit::start(subscribers, each, cpus)?));
+            }
             (Some((address, pid)), _) => Served::running(address, pid),
             (None, Kind::Crossfade) => Crossfade::start(&self.gateway()?, &self.settings, cpus)?,
             (None, _) if !self.start => bail!(
@@ -181,7 +187,7 @@ impl Hosting {
             Kind::Sockudo => Box::new(pusher::Pusher { name, served }),
             Kind::Centrifugo => Box::new(centrifugo::Centrifugo { name, served }),
             Kind::Mercure => Box::new(mercure::Mercure { name, served }),
-            Kind::Crossfade | Kind::Limit => Box::new(Crossfade { name, served }),
+            Kind::Crossfade | Kind::Limit | Kind::LimitEach => Box::new(Crossfade { name, served }),
         })
     }
 
@@ -227,7 +233,7 @@ mod tests {
         let mixed = spec("crossfade:ws=1,sse=1").unwrap();
         assert_eq!((mixed.kind, mixed.mix), (Kind::Crossfade, Mix::parse("ws=1,sse=1").unwrap()));
         assert!(spec("sockudo-sse").is_err() && spec("limit:ws=1,sse=1").is_err());
-        assert!(spec("").unwrap_err().to_string().contains("crossfade, limit, redis"));
+        assert!(spec("").unwrap_err().to_string().contains("crossfade, limit, limit-each, redis"));
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Lane {
         Figures { samples: self.sampler.samples().to_vec(), ..self.figures }
     }
 
-    /// Some bursts, of which nothing counts but what went wrong. Each channel gets one.
+    /// Some bursts, of which nothing counts but what went wrong.
     ///
     /// # Errors
     /// When the server does not do its part.

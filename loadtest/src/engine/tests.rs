@@ -46,6 +46,7 @@ pub(super) fn plan() -> Plan {
         time: Duration::from_secs(20),
         patience: Duration::from_millis(200),
         watch: Watch::Sweep,
+        names: false,
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use memchr::memmem;
 
-use super::{Event, Publisher, pipe::Pipe};
+use super::{
+    Event, Publisher,
+    pipe::{self, Pipe},
+};
 
 /// Words the requests that publish some events.
 pub type Wording = fn(&[Event]) -> Vec<Vec<u8>>;
@@ -75,15 +78,15 @@ impl Publisher for HttpPublisher {
     }
 }
 
-/// The length of the first answer, which has to be a good one.
-fn check(bytes: &[u8]) -> anyhow::Result<Option<usize>> {
+/// The first answer, which has to be a good one.
+fn check(bytes: &[u8]) -> anyhow::Result<Option<pipe::Answer>> {
     let Some(answer) = whole(bytes)? else { return Ok(None) };
     let refused = memmem::find(answer.body, b"\"error\"").is_some();
     if !(200..300).contains(&answer.status) || refused {
         let body = String::from_utf8_lossy(answer.body);
         bail!("the server refused an event with {}: {body}", answer.status);
     }
-    Ok(Some(answer.len))
+    Ok(Some(pipe::Answer { len: answer.len, ends: answer.ends }))
 }
 
 /// Words a `POST` with a body.
@@ -102,6 +105,8 @@ struct Answer<'a> {
     body: &'a [u8],
     /// Of head and body together.
     len: usize,
+    /// Whether it is the last on its connection.
+    ends: bool,
 }
 
 /// The answer, once all of it is there.
@@ -126,7 +131,9 @@ fn whole(bytes: &[u8]) -> anyhow::Result<Option<Answer<'_>>> {
         },
         (None, None) => 0,
     };
-    Ok((len <= body.len()).then(|| Answer { status, body: &body[..len], len: end + 4 + len }))
+    let ends = field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let answer = || Answer { status, body: &body[..len], len: end + 4 + len, ends };
+    Ok((len <= body.len()).then(answer))
 }
 
 /// Asks once, on a connection of its own, and gives the status and what there is of the body.
@@ -173,7 +180,9 @@ mod tests {
             }
             let next = [bytes, b"HTTP/1.1 "].concat();
             let answer = whole(&next).unwrap().unwrap();
-            assert_eq!((answer.status, answer.len), (200, bytes.len()));
+            assert_eq!((answer.status, answer.len, answer.ends), (200, bytes.len(), false));
         }
+        let last = whole(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").unwrap();
+        assert!(last.is_some_and(|answer| answer.ends));
     }
 }

@@ -16,6 +16,17 @@ pub struct Pipe {
     answers: Vec<u8>,
     /// Answers that are still to come.
     awaited: usize,
+    /// The server will close it.
+    ends: bool,
+}
+
+/// One whole answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its bytes.
+    pub len: usize,
+    /// Whether the server closes the connection behind it.
+    pub ends: bool,
 }
 
 impl Pipe {
@@ -25,7 +36,7 @@ impl Pipe {
     /// When nobody listens.
     pub fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let (out, answers) = (Vec::new(), Vec::new());
-        Ok(Self { address, stream: open(address)?, out, answers, awaited: 0 })
+        Ok(Self { address, stream: open(address)?, out, answers, awaited: 0, ends: false })
     }
 
     /// Writes requests for which so many answers will come. Only when nothing is awaited.
@@ -33,24 +44,25 @@ impl Pipe {
     /// # Errors
     /// When the server is gone.
     pub fn ask(&mut self, requests: Vec<u8>, answers: usize) -> anyhow::Result<()> {
-        // A server may close a connection on which nothing was said for a while.
-        if !matches!(self.stream.peek(&mut [0]), Err(err) if err.kind() == io::ErrorKind::WouldBlock)
-        {
+        // A server may close a connection when it has answered, or nothing was said for a while.
+        let peeked = self.stream.peek(&mut [0]);
+        if self.ends || !matches!(peeked, Err(err) if err.kind() == io::ErrorKind::WouldBlock) {
             self.stream = open(self.address)?;
+            self.ends = false;
         }
         self.out = requests;
         self.awaited = answers;
         self.flush().map(drop)
     }
 
-    /// Whether all answers have come. `take` is given what has come and says how long the first
-    /// whole answer is, if there is one.
+    /// Whether all answers have come. `take` is given what has come and tells of the first
+    /// whole answer, if there is one.
     ///
     /// # Errors
     /// When the connection broke, or `take` does not like the answer.
     pub fn is_answered(
         &mut self,
-        take: impl Fn(&[u8]) -> anyhow::Result<Option<usize>>,
+        take: impl Fn(&[u8]) -> anyhow::Result<Option<Answer>>,
     ) -> anyhow::Result<bool> {
         if self.awaited == 0 {
             return Ok(true);
@@ -66,8 +78,9 @@ impl Pipe {
             Err(err) => return Err(err).context("the publisher's connection broke"),
         }
         while self.awaited != 0
-            && let Some(len) = take(&self.answers)?
+            && let Some(Answer { len, ends }) = take(&self.answers)?
         {
+            self.ends = ends;
             self.answers.drain(..len);
             self.awaited -= 1;
         }

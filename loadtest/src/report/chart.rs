@@ -104,8 +104,51 @@ fn trim(value: f64, digits: usize) -> String {
 }
 
 impl Chart<'_> {
-    /// The chart; nothing when there is nothing to show.
+    /// The chart as a file of its own, with its title and a legend.
+    pub fn file(&self, style: &str) -> String {
+        let drawing = self.drawing();
+        if drawing.is_empty() {
+            return String::new();
+        }
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 -44 {WIDTH} {}\" \
+             width=\"{WIDTH}\"><style>{style}text{{font-family:sans-serif}}</style>\
+             <rect class=\"paper\" y=\"-44\" width=\"{WIDTH}\" height=\"{}\"/>\
+             <text class=\"title\" x=\"2\" y=\"-26\">{}</text>",
+            HEIGHT + 44.0,
+            HEIGHT + 44.0,
+            escape(self.title)
+        );
+        let mut x = 2.0;
+        for (number, (name, _)) in self.lines.iter().enumerate() {
+            let _ = write!(
+                svg,
+                "<path class=\"line c{}\" d=\"M{x} -11h14\"/>\
+                 <text class=\"tick\" x=\"{}\" y=\"-7\">{}</text>",
+                number % 8,
+                x + 18.0,
+                escape(name)
+            );
+            // Letters of this size are about this wide.
+            x += 34.0 + 6.2 * name.chars().count() as f64;
+        }
+        svg + &drawing + "</svg>\n"
+    }
+
+    /// The chart as a part of a page; nothing when there is nothing to show.
     pub fn svg(&self) -> String {
+        let drawing = self.drawing();
+        if drawing.is_empty() {
+            return drawing;
+        }
+        let title = escape(self.title);
+        format!(
+            "<figure><figcaption>{title}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+             role=\"img\" aria-label=\"{title}\">{drawing}</svg></figure>"
+        )
+    }
+
+    fn drawing(&self) -> String {
         let points = || self.lines.iter().flat_map(|(_, points)| points);
         if points().next().is_none() {
             return String::new();
@@ -116,12 +159,7 @@ impl Chart<'_> {
             bounds(self.y.scale, values.filter(|value| self.y.scale != Scale::Log || 0.0 < *value));
         let across = |at: f64| LEFT + (at - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
         let down = |at: f64| HEIGHT - BOTTOM - (at - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM);
-        let mut svg = format!(
-            "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-             role=\"img\" aria-label=\"{}\">",
-            escape(self.title),
-            escape(self.title)
-        );
+        let mut svg = String::new();
         let (edge, base) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
         for (at, label) in self.y.scale.ticks(y0, y1) {
             let y = down(at);
@@ -165,7 +203,7 @@ impl Chart<'_> {
                 escape(name)
             );
         }
-        svg + "</svg></figure>"
+        svg
     }
 }
 
@@ -213,6 +251,6 @@ mod tests {
         let svg = Chart { title: "t", x: axis("s"), y: axis("ms"), lines }.svg();
         assert!(svg.contains("c0") && svg.contains("c1") && svg.contains("&lt;b&gt;"));
         let none = Chart { title: "t", x: axis("s"), y: axis("ms"), lines: vec![("a", vec![])] };
-        assert_eq!(none.svg(), "");
+        assert_eq!((none.svg(), none.file("")), (String::new(), String::new()));
     }
 }

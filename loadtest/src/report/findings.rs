@@ -32,7 +32,7 @@ const SHARES: [f64; 26] = [
 impl Findings {
     /// Those of a plan.
     pub fn new(scenario: &'static str, plan: &Plan, rounds: usize, figures: Vec<Figures>) -> Self {
-        let reference = figures.iter().position(|one| one.target == "limit").unwrap_or(0);
+        let reference = figures.iter().position(|one| one.target.starts_with("limit")).unwrap_or(0);
         let mut findings = Self {
             scenario,
             title: title(scenario, plan, rounds),

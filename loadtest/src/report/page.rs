@@ -14,7 +14,7 @@ pub fn page(reports: &[Report]) -> String {
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>crossfade-load: {}</title><style>{STYLE}</style></head><body><main>\
+         <title>crossfade-load: {}</title><style>{COLOURS}{LAYOUT}{LINES}</style></head><body><main>\
          <h1>crossfade-load</h1>",
         escape(&titles.join(", "))
     );
@@ -33,7 +33,7 @@ fn section(html: &mut String, report: &Report) {
     table(html, &report.table);
     legend(html, &report.runs);
     html.push_str("<div class=\"charts\">");
-    html.extend(charts(&report.runs));
+    html.extend(charts(&report.runs).iter().map(Chart::svg));
     html.push_str("</div>");
     for note in &report.notes {
         let _ = write!(html, "<p class=\"note\">{}</p>", escape(note));
@@ -65,22 +65,20 @@ fn legend(html: &mut String, runs: &[Run]) {
     html.push_str("</ul>");
 }
 
-fn charts(runs: &[Run]) -> impl Iterator<Item = String> {
+fn charts(runs: &[Run]) -> Vec<Chart<'_>> {
     let share = || Axis { name: "% of deliveries", scale: Scale::Nines };
-    let seconds = || Axis { name: "seconds", scale: Scale::Linear };
     let milliseconds = || Axis { name: "ms", scale: Scale::Log };
+    let linear = |name| Axis { name, scale: Scale::Linear };
     let over_time = |title, y: Axis<'static>, of: fn(&Sample) -> f64| {
         let line = |run: &Run| run.samples.iter().map(|one| (one.at, of(one))).collect();
-        let lines: Vec<(&str, Vec<_>)> =
-            runs.iter().map(|run| (run.target.as_str(), line(run))).collect();
-        Chart { title, x: seconds(), y, lines }.svg()
+        let lines = runs.iter().map(|run| (run.target.as_str(), line(run))).collect();
+        Chart { title, x: linear("seconds"), y, lines }
     };
     let curve = |title, x: Axis<'static>, of: fn(&Run) -> &[(f64, f64)]| {
         let lines = runs.iter().map(|run| (run.target.as_str(), of(run).to_vec())).collect();
-        Chart { title, x, y: milliseconds(), lines }.svg()
+        Chart { title, x, y: milliseconds(), lines }
     };
-    let linear = |name| Axis { name, scale: Scale::Linear };
-    [
+    let mut charts = vec![
         curve("Latency of deliveries", share(), |run| &run.latency),
         curve("Latency of publishers' answers", Axis { name: "% of calls", ..share() }, |run| {
             &run.answers
@@ -89,26 +87,45 @@ fn charts(runs: &[Run]) -> impl Iterator<Item = String> {
         over_time("Deliveries", linear("a second"), |sample| sample.deliveries),
         over_time("CPU of the server", linear("CPUs"), |sample| sample.cpus),
         over_time("Memory of the server", linear("MB resident"), |sample| sample.resident_mb),
-        if runs.iter().any(comes_and_goes) {
-            over_time("Subscribed", linear("subscribers"), |sample| sample.subscribed as f64)
-        } else {
-            String::new()
-        },
-    ]
-    .into_iter()
+    ];
+    if runs.iter().any(comes_and_goes) {
+        charts.push(over_time("Subscribed", linear("subscribers"), |one| one.subscribed as f64));
+    }
+    charts
+}
+
+/// The charts of a report as files of their own: names and contents.
+pub fn files(report: &Report) -> Vec<(String, String)> {
+    let style = format!("{COLOURS}{LINES}");
+    let name = |chart: &Chart<'_>| {
+        let words = format!("{} {}", report.scenario, chart.title).to_lowercase();
+        words.replace(' ', "-").replace('\'', "") + ".svg"
+    };
+    let charts = charts(&report.runs);
+    let files = charts.iter().map(|chart| (name(chart), chart.file(&style)));
+    files.filter(|(_, svg)| !svg.is_empty()).collect()
 }
 
 fn comes_and_goes(run: &Run) -> bool {
     run.samples.windows(2).any(|pair| pair[0].subscribed != pair[1].subscribed)
 }
 
-const STYLE: &str = "\
+const COLOURS: &str = "\
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--soft:#626a73;--rule:#dfe3e8;\
 --c0:#1f6feb;--c1:#d1570a;--c2:#1a7f37;--c3:#a4268f;--c4:#8a6d00;--c5:#0f7c8a;--c6:#c02641;\
 --c7:#6e5bd6}\
 @media(prefers-color-scheme:dark){:root{--paper:#14171b;--ink:#e4e7eb;--soft:#98a1ab;\
 --rule:#2c323a;--c0:#6cb0ff;--c1:#ff9d57;--c2:#5fd07c;--c3:#ef8be0;--c4:#e0c04a;--c5:#5cd2e0;\
---c6:#ff8097;--c7:#b3a5ff}}\
+--c6:#ff8097;--c7:#b3a5ff}}";
+
+const LINES: &str = "\
+.paper{fill:var(--paper)}.title{fill:var(--ink);font-size:14px;font-weight:600}\
+.grid{stroke:var(--rule);stroke-width:1;fill:none}.tick,.name{fill:var(--soft);\
+font-size:11px}.line{fill:none;stroke:var(--line);stroke-width:1.8;stroke-linejoin:round}\
+.c0{--line:var(--c0)}.c1{--line:var(--c1)}.c2{--line:var(--c2)}.c3{--line:var(--c3)}\
+.c4{--line:var(--c4)}.c5{--line:var(--c5)}.c6{--line:var(--c6)}.c7{--line:var(--c7)}";
+
+const LAYOUT: &str = "\
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);\
 font:15px/1.5 system-ui,sans-serif}main{max-width:1400px;margin:0 auto;padding:24px}\
 h1{font-size:20px;margin:0 0 8px}h2{font-size:18px;margin:32px 0 0}p{margin:4px 0 12px}\
@@ -121,10 +138,7 @@ padding:0;margin:16px 0 4px}.legend li::before{content:'';display:inline-block;w
 height:3px;vertical-align:middle;margin-right:8px;background:var(--line)}\
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr));gap:20px}\
 figure{margin:0}figcaption{font-weight:600;font-size:14px}svg{width:100%;height:auto;\
-display:block}.grid{stroke:var(--rule);stroke-width:1;fill:none}.tick,.name{fill:var(--soft);\
-font-size:11px}.line{fill:none;stroke:var(--line);stroke-width:1.8;stroke-linejoin:round}\
-.c0{--line:var(--c0)}.c1{--line:var(--c1)}.c2{--line:var(--c2)}.c3{--line:var(--c3)}\
-.c4{--line:var(--c4)}.c5{--line:var(--c5)}.c6{--line:var(--c6)}.c7{--line:var(--c7)}";
+display:block}";
 
 #[cfg(test)]
 mod tests {

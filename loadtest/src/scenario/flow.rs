@@ -55,7 +55,7 @@ pub struct Flow {
     /// A round ends after this many seconds, however far it got.
     #[arg(long)]
     pub(super) seconds: Option<f64>,
-    /// The targets, which take turns: crossfade, limit, redis, nchan, sockudo, centrifugo, mercure,
+    /// The targets, which take turns: crossfade, limit, limit-each, redis, nchan, sockudo, centrifugo, mercure,
     /// with -ws, -sse or :ws=70,sse=30 behind the name.
     #[arg(long, num_args = 1.., value_name = "TARGET")]
     pub(super) compare: Vec<TargetSpec>,
@@ -98,6 +98,7 @@ pub struct Preset {
     pub(super) rounds: usize,
     pub(super) compare: &'static [&'static str],
     pub(super) watch: Watch,
+    pub(super) names: bool,
 }
 
 impl Preset {
@@ -116,6 +117,7 @@ impl Preset {
         rounds: 5,
         compare: &["crossfade-ws", "limit"],
         watch: Watch::Sweep,
+        names: false,
     };
 
     /// One event at a time, at a fixed rate.
@@ -192,6 +194,7 @@ impl Flow {
             time: Duration::try_from_secs_f64(seconds)?,
             patience: Duration::from_millis(self.patience),
             watch: self.watch.unwrap_or(preset.watch),
+            names: preset.names,
         };
         let Plan { subscribers, channels, publishers, burst, publishes, .. } = plan;
         if [subscribers as u64, channels as u64, publishers as u64, burst, publishes].contains(&0) {
@@ -236,7 +239,7 @@ impl Flow {
         conduct: &mut dyn FnMut(usize, &mut Lane, &ProgressBar) -> anyhow::Result<()>,
     ) -> anyhow::Result<Vec<Figures>> {
         let specs = self.targets(preset)?;
-        self.hosting.prepare((plan.subscribers + plan.publishers) * specs.len() * 2)?;
+        self.hosting.prepare((plan.subscribers + plan.publishers) * specs.len())?;
         let mut lanes = Vec::new();
         for spec in &specs {
             let target = self.hosting.open(spec, plan.subscribers)?;

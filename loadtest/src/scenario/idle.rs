@@ -104,6 +104,7 @@ impl Idle {
             time: PATIENCE,
             patience: PATIENCE,
             watch: Watch::Epoll,
+            names: false,
         }
     }
 

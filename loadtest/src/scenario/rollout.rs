@@ -38,6 +38,7 @@ const PRESET: Preset = Preset {
     rounds: 1,
     compare: &["crossfade-sse"],
     watch: Watch::Epoll,
+    names: true,
     ..Preset::FANOUT
 };
 

@@ -22,6 +22,8 @@ pub(super) struct Ear<'a> {
     pub(super) fresh: bool,
     /// Which of a subscriber's connections this is, and whether there are two.
     pub(super) side: Side,
+    /// See [`Seat::unit`].
+    pub(super) unit: Option<usize>,
     /// Whether positions are kept.
     pub(super) remembers: bool,
     pub(super) answers: Vec<u8>,
@@ -105,7 +107,8 @@ impl Ear<'_> {
         let since = (!self.fresh && !self.books.position.is_empty())
             .then_some(self.books.position.as_str());
         let session = (!self.books.session.is_empty()).then_some(self.books.session.as_str());
-        let seat = Seat { channel: &self.room.name, room: self.books.number, since, session };
+        let (channel, room, unit) = (&*self.room.name, self.books.number, self.unit);
+        let seat = Seat { channel, room, since, session, unit };
         ask(self.dialogue, &seat)
     }
 
@@ -115,6 +118,10 @@ impl Ear<'_> {
             Meaning::Answer(answer) => self.answers.extend(answer),
             Meaning::Refused => self.refused = true,
             Meaning::Session(session) => *self.books.session = session,
+            Meaning::SubscribedAs(session) => {
+                *self.books.session = session;
+                self.obey(Meaning::Subscribed);
+            }
             Meaning::Move(transport) => self.moves_to = Some(transport),
             Meaning::Subscribed | Meaning::Nothing => {}
         }

@@ -53,9 +53,10 @@ impl Swarm {
             return self.ended(index, new);
         }
         epoll::modify(&self.epoll, &link.stream, token(index, new), epoll::EventFlags::IN)?;
-        let since = (!link.fresh).then_some(position.as_str());
+        let since = (!link.fresh && !position.is_empty()).then_some(position.as_str());
         let session = (!link.fresh && !session.is_empty()).then_some(session.as_str());
-        let seat = Seat { channel: &room.name, room: number, since, session };
+        let unit = self.names.then_some(index);
+        let seat = Seat { channel: &room.name, room: number, since, session, unit };
         let dialogue = match link.transport {
             Transport::WebSocket => &self.websocket,
             Transport::EventStream => &self.event_stream,
@@ -127,6 +128,7 @@ impl Swarm {
             stage: &mut link.stage,
             fresh: link.fresh,
             side,
+            unit: self.names.then_some(index),
             remembers: self.remembers,
             answers: Vec::new(),
             refused: false,

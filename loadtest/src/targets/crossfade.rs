@@ -148,11 +148,16 @@ impl Dialogue for WebSocket {
         if !is_upgraded(head) {
             return Meaning::Refused;
         }
-        let connect = seat.session.map(|session| {
-            frames::text(
-                format!(r#"{{"type":"connect","session":"{session}","overlap":true}}"#).as_bytes(),
-            )
-        });
+        let session = seat
+            .session
+            .map(|id| format!(r#","session":"{id}","overlap":true"#))
+            .unwrap_or_default();
+        let named = seat
+            .unit
+            .map(|unit| format!(r#","client":"crossfade-load","unit":"load-{unit}""#))
+            .unwrap_or_default();
+        let connect = (seat.session.is_some() || seat.unit.is_some())
+            .then(|| frames::text(format!(r#"{{"type":"connect"{session}{named}}}"#).as_bytes()));
         let since = seat.since.map(|since| format!(r#","since":"{since}""#)).unwrap_or_default();
         let channel = seat.channel;
         let subscribe = format!(r#"{{"type":"subscribe","channel":"{channel}"{since}}}"#);
@@ -193,7 +198,11 @@ impl Dialogue for EventStream {
     fn opening(&self, seat: &Seat<'_>) -> Vec<u8> {
         let session = seat.session.map(|id| format!("&session={id}&overlap=1")).unwrap_or_default();
         let since = seat.since.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
-        stream(&format!("/events?channel={}{session}", seat.channel), &since)
+        let named = seat
+            .unit
+            .map(|unit| format!("&client=crossfade-load&unit=load-{unit}"))
+            .unwrap_or_default();
+        stream(&format!("/events?channel={}{session}{named}", seat.channel), &since)
     }
 
     fn greet(&self, head: &[u8], _seat: &Seat<'_>) -> Meaning {
@@ -203,7 +212,8 @@ impl Dialogue for EventStream {
     fn understand(&self, message: &[u8], _seat: &Seat<'_>) -> Meaning {
         let is = |kind| memmem::find(message, kind).is_some();
         if is(b"event: open\n") {
-            Meaning::Subscribed
+            behind(message, r#""session":""#, b'"')
+                .map_or(Meaning::Subscribed, |id| Meaning::SubscribedAs(id.to_owned()))
         } else if is(b"event: crossfade.goodbye\n") {
             Meaning::Refused
         } else if is(b"event: crossfade.migrate\n") {
@@ -244,7 +254,7 @@ fn transport_of(message: &[u8]) -> Meaning {
 mod tests {
     use super::*;
 
-    const SEAT: Seat<'_> = Seat { channel: "a", room: 0, since: None, session: None };
+    const SEAT: Seat<'_> = Seat { channel: "a", room: 0, since: None, session: None, unit: None };
 
     #[test]
     fn a_position_is_found_where_each_transport_has_it() {

@@ -28,6 +28,8 @@ use crate::{
 pub struct Limit {
     spawned: Spawned,
     address: SocketAddr,
+    /// Whether each event has a write of its own.
+    each: bool,
 }
 
 impl Limit {
@@ -35,7 +37,7 @@ impl Limit {
     ///
     /// # Errors
     /// When the child does not come up.
-    pub fn start(subscribers: usize, cpus: &[usize]) -> anyhow::Result<Self> {
+    pub fn start(subscribers: usize, each: bool, cpus: &[usize]) -> anyhow::Result<Self> {
         let args = ["limit".into(), "--subscribers".into(), subscribers.to_string().into()];
         let mut spawned = Spawned::start(&this_binary()?, &args, cpus, |command| {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -44,13 +46,13 @@ impl Limit {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         let address = line.trim().parse().context("the child does not say where it listens")?;
-        Ok(Self { spawned, address })
+        Ok(Self { spawned, address, each })
     }
 }
 
 impl Target for Limit {
     fn name(&self) -> &str {
-        "limit"
+        if self.each { "limit-each" } else { "limit" }
     }
 
     fn process(&self) -> Process {
@@ -67,7 +69,8 @@ impl Target for Limit {
 
     fn publisher(&mut self) -> anyhow::Result<Box<dyn Publisher>> {
         let trigger = self.spawned.child().stdin.take();
-        Ok(Box::new(Trigger(trigger.context("limit takes one publisher")?)))
+        let pipe = trigger.context("limit takes one publisher")?;
+        Ok(Box::new(Trigger { pipe, each: self.each }))
     }
 
     fn most_publishers(&self) -> usize {
@@ -109,19 +112,22 @@ impl Dialogue for Silence {
 }
 
 /// Tells the child what to write: a channel's number, a length, and as many bytes.
-struct Trigger(ChildStdin);
+struct Trigger {
+    pipe: ChildStdin,
+    each: bool,
+}
 
 impl Publisher for Trigger {
     fn publish(&mut self, events: &[Event]) -> anyhow::Result<()> {
         let mut orders = Vec::new();
         // What is due on one channel goes out as one piece.
-        for part in events.chunk_by(|one, next| one.room == next.room) {
+        for part in events.chunk_by(|one, next| !self.each && one.room == next.room) {
             let frames: Vec<u8> = part.iter().flat_map(look_alike).collect();
             orders.extend(part[0].room.to_le_bytes());
             orders.extend(u32::try_from(frames.len())?.to_le_bytes());
             orders.extend(frames);
         }
-        self.0.write_all(&orders)?;
+        self.pipe.write_all(&orders)?;
         Ok(())
     }
 

@@ -8,7 +8,10 @@ use super::served::{Served, served};
 use crate::{
     frames::{Wire, resp_len},
     process::{Spawned, find_program, free_port},
-    publisher::{Event, Publisher, pipe::Pipe},
+    publisher::{
+        Event, Publisher,
+        pipe::{Answer, Pipe},
+    },
     target::{Dialogue, Meaning, Seat, Target, Transport},
 };
 
@@ -82,7 +85,7 @@ impl Publisher for Commands {
             if bytes.starts_with(b"-") {
                 bail!("Redis refused an event: {}", String::from_utf8_lossy(bytes));
             }
-            Ok(resp_len(bytes))
+            Ok(resp_len(bytes).map(|len| Answer { len, ends: false }))
         })
     }
 }
