@@ -73,7 +73,11 @@ impl Link {
             return Ok(());
         }
         match self.stream.write(words) {
-            Ok(written) if written == words.len() => Ok(()),
+            Ok(written) if written == words.len() => {
+                // Whoever answers is taken for a conversation: its acknowledgements are put off until
+                // the server's next write, which then pays for them, and not all servers get answers.
+                Ok(sockopt::set_tcp_quickack(&self.stream, true)?)
+            }
             Ok(_) => bail!("a socket took half of what a subscriber said"),
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 bail!("the server reads nothing of what a subscriber says")
