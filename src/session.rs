@@ -7,6 +7,7 @@
 mod allowance;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 pub use self::allowance::Allowance;
 use crate::protocol::{
@@ -62,9 +63,11 @@ impl Default for LimitsConfig {
 
 /// One logical client.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Session<L> {
+    // In front, and not elsewhere for the one channel that most sessions read: a delivery looks here.
+    subscriptions: SmallVec<[Subscription<L>; 1]>,
     id: SessionId,
-    subscriptions: Vec<Subscription<L>>,
     next_tag: u32,
     /// It read several channels once: from then on its positions name the channel, since a client
     /// may come back to the address that names them all.
@@ -73,15 +76,16 @@ pub struct Session<L> {
 
 /// A channel that a session reads.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Subscription<L> {
-    /// Its number within the session; never given twice, so that late news find nobody.
-    pub tag: u32,
-    /// Which.
-    pub channel: Channel,
     /// How far it was delivered.
     pub cursor: Position,
+    /// Its number within the session; never given twice, so that late news find nobody.
+    pub tag: u32,
     /// There is something behind the cursor that was not delivered on the spot.
     pub behind: bool,
+    /// Which.
+    pub channel: Channel,
     /// What ties it to the log.
     pub link: L,
 }
@@ -96,7 +100,7 @@ impl<L> Subscription<L> {
 impl<L> Session<L> {
     /// A session that reads nothing yet.
     pub fn new(id: SessionId) -> Self {
-        Self { id, subscriptions: Vec::new(), next_tag: 0, names_channels: false }
+        Self { subscriptions: SmallVec::new(), id, next_tag: 0, names_channels: false }
     }
 
     /// Which it is.
@@ -175,8 +179,6 @@ impl<L> Session<L> {
     pub fn open(&mut self, channel: Channel, cursor: Position, link: L) -> u32 {
         let tag = self.next_tag;
         self.next_tag = self.next_tag.wrapping_add(1);
-        // Most sessions read one channel: no room for four.
-        self.subscriptions.reserve_exact(1);
         self.subscriptions.push(Subscription { tag, channel, cursor, behind: true, link });
         self.names_channels |= 1 < self.subscriptions.len();
         tag
@@ -205,7 +207,7 @@ impl<L> Session<L> {
 
     /// Ends reading everything.
     pub fn close_all(&mut self) -> Vec<Subscription<L>> {
-        std::mem::take(&mut self.subscriptions)
+        std::mem::take(&mut self.subscriptions).into_vec()
     }
 
     /// The subscription with this tag.

@@ -41,21 +41,29 @@ const WRITE_BUDGET: usize = 64 << 10;
 const WRITES_IN_A_ROW: usize = 8;
 
 /// A connected client.
+///
+/// In this order, here and on the desk: what a delivery touches lies side by side. With thousands of
+/// clients none of it is in the CPU's cache, and each line of it that has to be fetched shows.
+#[repr(C)]
 pub struct Client {
     pub(super) socket: Socket,
+    delivered: Counter,
     pub(super) format: WireFormat,
+    desk: Mutex<Desk>,
     pub(super) node: Arc<Node>,
     pub(super) wake: Notify,
     /// Which of this node's connections it is.
     pub(super) number: u64,
     /// When it came, in milliseconds since 1970.
     pub(super) arrived: u64,
-    delivered: Counter,
-    desk: Mutex<Desk>,
 }
 
 /// What the fan-out and the task take turns at.
+#[repr(C)]
 pub(super) struct Desk {
+    flow: Flow,
+    /// Bytes the socket did not take: replies, and the rest of at most one event.
+    rest: VecDeque<Bytes>,
     pub(super) session: Session<Link>,
     /// Who it is; none until it has said so.
     pub(super) identity: Option<Arc<Identity>>,
@@ -83,9 +91,6 @@ pub(super) struct Desk {
     stale: bool,
     /// The connection is over: nothing may be opened any more.
     closed: bool,
-    /// Bytes the socket did not take: replies, and the rest of at most one event.
-    rest: VecDeque<Bytes>,
-    flow: Flow,
 }
 
 /// What the socket said last.

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use parking_lot::Mutex;
+use rustix::{io::Errno, net::SendFlags};
 use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::{
@@ -41,7 +42,7 @@ impl Socket {
     pub fn try_write(&self, pieces: &[Bytes]) -> io::Result<usize> {
         match (self, pieces) {
             (Self::Pipe(pipe), pieces) => pipe.try_write(pieces),
-            (Self::Tcp(stream), [only]) => stream.try_write(only),
+            (Self::Tcp(stream), [only]) => write_at_once(stream, only),
             (Self::Tcp(stream), pieces) => {
                 let slices: SmallVec<[IoSlice<'_>; PIECES]> =
                     pieces.iter().take(PIECES).map(|piece| IoSlice::new(piece)).collect();
@@ -85,6 +86,15 @@ impl Socket {
             Self::Tcp(stream) => drop(SockRef::from(stream).shutdown(Shutdown::Write)),
             Self::Pipe(pipe) => pipe.end_writing(),
         }
+    }
+}
+
+/// Writes without a look at what the runtime knows of the socket, which is a miss of the cache for each
+/// of a thousand clients. Only a full socket asks the runtime, so that it sees to being woken.
+fn write_at_once(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match rustix::net::send(stream, bytes, SendFlags::NOSIGNAL) {
+        Err(Errno::AGAIN) => stream.try_write(bytes),
+        sent => Ok(sent?),
     }
 }
 

@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::{
-    log::{ChannelLog, Next, Reader, RingLimits, Tag},
+    log::{ChannelLog, Next, Reader, RingLimits, SEATS, Tag},
     reading::Reading,
 };
 use crate::{
@@ -29,9 +29,6 @@ use crate::{
     metrics::Metrics,
     protocol::{Channel, Event, MessageId, Position},
 };
-
-/// Readers that are written to before others get their turn.
-const SLICE: usize = 128;
 
 /// Entries that a repair reads in one go.
 const PAGE: usize = 256;
@@ -190,7 +187,7 @@ impl Hub {
         match next {
             Next::Rest => {}
             // A few readers are served on the spot; a crowd gets a task, so that other channels go on.
-            Next::Walk if room.log.readers() <= SLICE => walk_few(&room.log),
+            Next::Walk if room.log.readers() <= SEATS => walk_few(&room.log),
             Next::Walk => self.stage.spawn_client(walk_many(Arc::clone(room))),
             Next::Repair => {
                 let Some(hub) = self.this.upgrade() else { return };
@@ -322,14 +319,9 @@ impl Drop for Hold {
 }
 
 fn walk_few(log: &ChannelLog) {
-    let mut readers = Vec::new();
     while let Some(batch) = log.next_batch() {
-        let mut seat = Some(0);
-        while let Some(from) = seat {
-            seat = log.slice(from, SLICE, &mut readers);
-            for (reader, tag) in readers.drain(..) {
-                reader.offer(tag, &batch);
-            }
+        for row in (0..).map_while(|number| log.row(number)) {
+            row.offer(&batch);
         }
     }
 }
@@ -338,16 +330,12 @@ async fn walk_many(room: Arc<Room>) {
     walk(&room.log).await;
 }
 
-/// Offers what is new to every reader, batch after batch, a slice of readers at a time.
+/// Offers what is new to every reader, batch after batch, a row of readers at a time.
 async fn walk(log: &ChannelLog) {
     while let Some(batch) = log.next_batch() {
-        let mut seat = Some(0);
-        while let Some(from) = seat {
-            let mut readers = Vec::with_capacity(SLICE);
-            seat = log.slice(from, SLICE, &mut readers);
-            for (reader, tag) in readers {
-                reader.offer(tag, &batch);
-            }
+        for row in (0..).map_while(|number| log.row(number)) {
+            row.offer(&batch);
+            drop(row);
             tokio::task::yield_now().await;
         }
     }

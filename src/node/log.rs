@@ -7,6 +7,8 @@
 //! reader sees two entries swapped. A reader's own lock may be held while the log's is taken, never
 //! the other way round.
 
+mod rows;
+
 use std::{
     collections::VecDeque,
     fmt,
@@ -16,10 +18,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::{Instant, interval};
 
+use self::rows::Rows;
+pub use self::rows::{Row, SEATS};
 use crate::{
     broker::Slice,
     protocol::{Channel, Epoch, Event, Position, WireFormat, codec::Encoded},
@@ -179,7 +182,7 @@ struct State {
     head: Option<Position>,
     ring: VecDeque<Arc<LogEntry>>,
     ring_bytes: usize,
-    readers: Slab<(Arc<dyn Reader>, Tag)>,
+    readers: Rows,
     /// Readers were offered everything up to this offset.
     walked: u64,
     walking: bool,
@@ -363,13 +366,13 @@ impl ChannelLog {
 
     /// Adds a reader; it is offered what comes from now on. Returns its seat.
     pub fn sit(&self, reader: Arc<dyn Reader>, tag: Tag) -> usize {
-        self.state.lock().readers.insert((reader, tag))
+        self.state.lock().readers.sit(reader, tag)
     }
 
     /// Takes a reader away.
     pub fn stand_up(&self, seat: usize) {
-        let gone = self.state.lock().readers.try_remove(seat);
-        // Dropped outside the lock: it may be the last hold on the reader, whose end comes here.
+        let gone = self.state.lock().readers.stand_up(seat);
+        // Outside the lock: it may be the last hold on the reader, whose end comes here.
         drop(gone);
     }
 
@@ -398,25 +401,16 @@ impl ChannelLog {
         Some(Batch::new(entries))
     }
 
-    /// The readers on the seats from `seat` on, a slice of them, and the seat to go on with.
-    pub fn slice(
-        &self,
-        seat: usize,
-        most: usize,
-        into: &mut Vec<(Arc<dyn Reader>, Tag)>,
-    ) -> Option<usize> {
-        let state = self.state.lock();
-        let end = (seat + most).min(state.readers.capacity());
-        into.extend((seat..end).filter_map(|seat| state.readers.get(seat).cloned()));
-        (end < state.readers.capacity()).then_some(end)
+    /// A row of readers, for as long as there are any.
+    pub fn row(&self, number: usize) -> Option<Row> {
+        self.state.lock().readers.row(number)
     }
 
     /// Tells every reader that the log changed in another way than by growing.
     pub fn nudge_all(&self) {
-        let readers: Vec<_> =
-            self.state.lock().readers.iter().map(|(_, seat)| seat.clone()).collect();
-        for (reader, tag) in readers {
-            reader.nudge(tag);
+        let rows = self.state.lock().readers.all();
+        for row in rows {
+            row.nudge();
         }
     }
 }

@@ -97,13 +97,8 @@ impl Reader for Ana {
 
 fn walk(log: &ChannelLog) {
     while let Some(batch) = log.next_batch() {
-        let mut readers = Vec::new();
-        let mut seat = Some(0);
-        while let Some(from) = seat {
-            seat = log.slice(from, 2, &mut readers);
-        }
-        for (reader, tag) in readers {
-            reader.offer(tag, &batch);
+        for row in (0..).map_while(|number| log.row(number)) {
+            row.offer(&batch);
         }
     }
 }
