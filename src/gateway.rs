@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     connection::{self, Floor, Mover},
     http::{
-        Edge, Gate,
+        Edge, Gate, Shared,
         accept::{self, Patience, TlsError},
         router,
     },
@@ -165,7 +165,7 @@ impl Gateway {
         let refused = floor.node.metrics().refused.clone();
         let gate = Arc::new(Gate::new(config.server.limits.clone(), refused));
         let server = Arc::new(config.server);
-        let edge = Edge {
+        let edge = Edge::from(Shared {
             floor,
             server: Arc::clone(&server),
             gate: Arc::clone(&gate),
@@ -174,7 +174,7 @@ impl Gateway {
             validation,
             draining: draining.clone(),
             legacy,
-        };
+        });
         let stage = lifecycle.listening.clone();
         let accepting = accept::accept(listener, tls, router(edge), gate, patience, stage);
         lifecycle.listening.spawn("accept", accepting);

@@ -28,6 +28,7 @@ mod websocket;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Deref,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -114,9 +115,21 @@ impl Default for ServerConfig {
     }
 }
 
-/// What the handlers share.
+/// What the handlers share. Each call takes a copy, so it is one count and not eight.
 #[derive(Clone, Debug)]
-pub struct Edge {
+pub struct Edge(Arc<Shared>);
+
+impl Deref for Edge {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// The parts of an [`Edge`].
+#[derive(Debug)]
+pub struct Shared {
     /// What connections lean on; the node is reached through it.
     pub floor: Arc<Floor>,
     /// Section `[server]`.
@@ -133,6 +146,12 @@ pub struct Edge {
     pub draining: CancellationToken,
     /// The system that the gateway takes over from.
     pub legacy: Arc<Legacy>,
+}
+
+impl From<Shared> for Edge {
+    fn from(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
 }
 
 impl Edge {

@@ -1,5 +1,7 @@
 //! `GET /ws`: the handshake, after which the socket leaves the HTTP stack.
 
+use std::sync::Arc;
+
 use axum::{
     extract::{Extension, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
@@ -32,14 +34,13 @@ pub(super) async fn open(
     let identity = edge.client(request.headers(), request.uri()).await;
     let arrival = Arrival { identity, admission: Box::new(admission) };
     let upgrade = hyper::upgrade::on(&mut request);
-    let stage = edge.connections.clone();
+    let (stage, floor) = (edge.connections.clone(), Arc::clone(&edge.floor));
     edge.connections.spawn_client(Box::pin(async move {
         let Ok(upgraded) = upgrade.await else { return };
         // Bytes that came right behind the handshake belong to the first frame.
         let Ok(parts) = downcast::<TokioIo<Lend>>(upgraded) else { return };
         let Some(socket) = lend.take(&stage) else { return };
-        let (connection, first) =
-            Connection::websocket(edge.floor, socket, &parts.read_buf, arrival);
+        let (connection, first) = Connection::websocket(floor, socket, &parts.read_buf, arrival);
         drop(parts);
         // Its own task, so that nothing of the handshake stays with the client.
         stage.spawn_client(async move {
