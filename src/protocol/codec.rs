@@ -56,7 +56,7 @@ impl Encoded {
                 Self { bytes: rfc6455::text(&json), id_line: 0 }
             }
             WireFormat::Sse => {
-                let json = to_json(&Envelope::new(channel, position, event));
+                let json = event_json(&Envelope::new(channel, position, event), event);
                 Self::block(position, event.name.as_ref(), &json)
             }
             WireFormat::SseFrames => {
@@ -172,8 +172,17 @@ struct Tagged<'a> {
 impl<'a> Tagged<'a> {
     fn json(channel: &'a Channel, position: Position, event: &'a Event) -> String {
         let envelope = Envelope::new(channel, position, event);
-        to_json(&Self { kind: "event", name: event.name.as_ref(), envelope })
+        event_json(&Self { kind: "event", name: event.name.as_ref(), envelope }, event)
     }
+}
+
+/// What an event's envelope adds to its data, about.
+const ENVELOPE: usize = 256;
+
+fn event_json(value: &impl Serialize, event: &Event) -> String {
+    let mut json = Vec::with_capacity(event.data.len() + ENVELOPE);
+    serde_json::to_writer(&mut json, value).expect("an envelope has no map, and memory takes all");
+    String::from_utf8(json).expect("JSON is text")
 }
 
 fn to_json(value: &impl Serialize) -> String {

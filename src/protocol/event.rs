@@ -1,16 +1,16 @@
 //! What travels: an event as its publisher drafts it, and as the log keeps it.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::value::RawValue;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::{EventName, MessageId, id::TEXT_ID};
 
-/// The content of an event: any JSON, kept as the publisher's own text on a single line.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Data(Bytes);
+/// The content of an event: any JSON, kept as the publisher's own text on a single line. It was checked
+/// when it came in, and is not looked at again.
+#[derive(Clone)]
+pub struct Data(Arc<RawValue>);
 
 impl Data {
     /// Takes a text that has to be JSON.
@@ -18,38 +18,55 @@ impl Data {
     /// # Errors
     /// When it is not.
     pub fn json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str::<&RawValue>(text).map(Self::from)
+        serde_json::from_str::<Box<RawValue>>(text).map(Self::from)
     }
 
     /// Takes whatever text a publisher beside the gateway left in the log: JSON as it is,
     /// anything else as a JSON string. Every node makes the same of it.
     pub fn lenient(text: &str) -> Self {
-        Self::json(text).unwrap_or_else(|_| Self(serde_json::Value::from(text).to_string().into()))
+        let quoted = || to_raw_value(text).expect("every text is a JSON string");
+        Self::json(text).unwrap_or_else(|_| Self(quoted().into()))
     }
 
     /// The JSON text, without line breaks.
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or("null")
+        self.0.get()
     }
 
     /// Its length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "JSON is never empty")]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.as_str().len()
+    }
+}
+
+impl From<Box<RawValue>> for Data {
+    /// A line break can stand only between JSON's tokens (inside a string it is escaped), so a
+    /// space in its place changes nothing and keeps an SSE `data:` line whole.
+    fn from(raw: Box<RawValue>) -> Self {
+        // Not `contains`: that goes by characters, and by one at a time.
+        let broken = |found, byte: &u8| found | matches!(byte, b'\n' | b'\r');
+        if !raw.get().as_bytes().iter().fold(false, broken) {
+            return Self(raw.into());
+        }
+        let line = raw.get().replace(['\n', '\r'], " ");
+        Self(RawValue::from_string(line).expect("a space is no less JSON than a line break").into())
     }
 }
 
 impl From<&RawValue> for Data {
-    /// A line break can stand only between JSON's tokens (inside a string it is escaped), so a
-    /// space in its place changes nothing and keeps an SSE `data:` line whole.
     fn from(raw: &RawValue) -> Self {
-        let text = raw.get();
-        if text.contains(['\n', '\r']) {
-            return Self(text.replace(['\n', '\r'], " ").into());
-        }
-        Self(Bytes::copy_from_slice(text.as_bytes()))
+        Self::from(raw.to_owned())
     }
 }
+
+impl PartialEq for Data {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Data {}
 
 impl fmt::Debug for Data {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,15 +76,13 @@ impl fmt::Debug for Data {
 
 impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let raw: &RawValue =
-            serde_json::from_str(self.as_str()).map_err(serde::ser::Error::custom)?;
-        raw.serialize(serializer)
+        self.0.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::from(&*Box::<RawValue>::deserialize(deserializer).map_err(de::Error::custom)?))
+        Box::<RawValue>::deserialize(deserializer).map(Self::from)
     }
 }
 

@@ -202,7 +202,15 @@ impl Head {
 }
 
 fn unmask(masked: &[u8], mask: [u8; 4]) -> Vec<u8> {
-    masked.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key).collect()
+    let mut payload = masked.to_vec();
+    let (fours, rest) = payload.as_chunks_mut::<4>();
+    for four in fours {
+        *four = (u32::from_ne_bytes(*four) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
+    }
+    for (byte, key) in rest.iter_mut().zip(mask) {
+        *byte ^= key;
+    }
+    payload
 }
 
 #[cfg(test)]
