@@ -189,9 +189,10 @@ impl<L> Session<L> {
         self.subscriptions.iter_mut().find(|subscription| subscription.channel == *channel)
     }
 
-    /// How many channels it reads.
-    pub fn reads_many(&self) -> usize {
-        self.subscriptions.len()
+    /// What it takes beside itself.
+    pub fn bytes_elsewhere(&self) -> usize {
+        let many = if self.subscriptions.spilled() { self.subscriptions.capacity() } else { 0 };
+        many * size_of::<Subscription<L>>()
     }
 
     /// All that it reads.

@@ -352,14 +352,14 @@ mod tests {
 
     #[test]
     fn over_the_byte_limit_the_quietest_channel_gives_up_its_events_but_not_its_head() {
-        let mut logs = logs(2000);
+        let mut logs = logs(1500);
         for n in 0..5 {
             publish(&mut logs, "quiet", n);
         }
         for n in 0..100 {
             publish(&mut logs, &format!("loud:{}", n % 3), n);
         }
-        assert!(logs.kept_bytes <= 2000);
+        assert!(logs.kept_bytes <= 1500);
         assert!(offsets(&mut logs, "quiet", Range::After(0), 100).is_empty());
         assert_eq!(logs.head(&"quiet".parse().unwrap()).offset, 5);
     }

@@ -32,7 +32,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// puts the note into the journal.
     async fn put(&self, key: &str, write: Write) -> Result<Written, BrokerError>;
 
-    /// The notes on keys that begin like this, the newest first, all before number `before`.
+    /// The notes on keys that begin like this, the newest first, all before number `before`; fewer than
+    /// `limit` only where there are no more.
     async fn journal(
         &self,
         prefix: &str,

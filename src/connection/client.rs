@@ -224,8 +224,7 @@ impl Client {
     /// Bytes that are kept for the client, the kernel's not counted.
     pub(super) fn accounted(&self, desk: &Desk) -> u64 {
         let rest: usize = desk.rest.iter().map(Bytes::len).sum();
-        let subscriptions = desk.session.reads_many() * size_of::<Subscription<Link>>();
-        (size_of::<Self>() + rest + subscriptions) as u64
+        (size_of::<Self>() + rest + desk.session.bytes_elsewhere()) as u64
     }
 
     /// Puts a frame behind what is written already.
@@ -455,6 +454,11 @@ impl Reader for Client {
             return self.check_out(desk, tag, batch, written.is_ok());
         }
         let joined = batch.joined(self.format);
+        if joined.is_empty() {
+            // Nothing but repeats: a write of nothing would make a full socket look free.
+            subscription.cursor = batch.ends_at();
+            return;
+        }
         let written = self.attempt(&mut desk.flow, std::slice::from_ref(joined));
         if written.as_ref().is_ok_and(|written| *written == joined.len()) {
             subscription.cursor = batch.ends_at();

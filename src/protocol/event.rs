@@ -8,7 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::{EventName, MessageId, id::TEXT_ID};
 
 /// The content of an event: any JSON, kept as the publisher's own text on a single line. It was checked
-/// when it came in, and is not looked at again.
+/// when it came in, and is not checked again when it is written.
 #[derive(Clone)]
 pub struct Data(Arc<RawValue>);
 

@@ -34,6 +34,9 @@ const FLAGS: &str = "flags/";
 /// Tries to win against others who write at the same time.
 const TRIES: usize = 16;
 
+/// Notes read at once for one component, whose neighbours' may lie between.
+const JOURNAL_PAGE: usize = 256;
+
 /// The rollouts, as this node knows them.
 #[derive(Debug)]
 pub struct Board {
@@ -367,15 +370,20 @@ impl Board {
         let prefix = component.map_or_else(|| FLAGS.to_owned(), key);
         let (mut before, mut lines) = (before, Vec::new());
         // Another component's name may begin like this one's.
-        while lines.len() < limit {
-            let notes = self.store.journal(&prefix, before, limit).await?;
-            let Some(last) = notes.last() else { break };
-            before = last.number;
+        let page = component.map_or(limit, |_| limit.max(JOURNAL_PAGE));
+        loop {
+            let notes = self.store.journal(&prefix, before, page).await?;
+            let (read, last) = (notes.len(), notes.last().map(|note| note.number));
             let ours = |note: &Note| component.is_none_or(|component| note.key == key(component));
             lines.extend(notes.into_iter().filter(ours).map(|note| {
                 let entry = serde_json::from_str(&note.text).ok();
                 (note, entry)
             }));
+            match last {
+                // A short page is the journal's last.
+                Some(last) if read == page && lines.len() < limit => before = last,
+                _ => break,
+            }
         }
         lines.truncate(limit);
         Ok(lines)

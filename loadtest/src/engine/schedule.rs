@@ -77,7 +77,10 @@ impl Destination {
     pub fn of(number: u64, plan: &Plan, desks: usize) -> Self {
         let number = number as usize;
         let room = number % plan.channels;
-        let publisher = if plan.shared { number / plan.channels } else { room } % plan.publishers;
+        // One after the other, also where each has a word in every channel: none waits while another
+        // goes round them all.
+        let round = if plan.shared { number / plan.channels } else { 0 };
+        let publisher = (round + room) % plan.publishers;
         let stream = if plan.shared { publisher } else { 0 };
         Self { room, stream, desk: publisher % desks }
     }
@@ -85,10 +88,22 @@ impl Destination {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeSet, time::Duration};
 
     use super::*;
     use crate::engine::tests::plan;
+
+    #[test]
+    fn publishers_take_turns_and_each_speaks_in_every_channel() {
+        let plan = Plan { channels: 10, publishers: 4, shared: true, ..plan() };
+        let bursts: Vec<_> = (0..40).map(|number| Destination::of(number, &plan, 4)).collect();
+        for four in bursts.chunks(4) {
+            let desks: BTreeSet<_> = four.iter().map(|to| to.desk).collect();
+            assert!(3 <= desks.len(), "they wait for each other: {four:?}");
+        }
+        let pairs: BTreeSet<_> = bursts.iter().map(|to| (to.room, to.stream)).collect();
+        assert_eq!(pairs.len(), 40, "somebody is never heard in some channel");
+    }
 
     #[test]
     fn an_open_loop_neither_waits_nor_forgets() {

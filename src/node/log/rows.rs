@@ -42,7 +42,7 @@ impl Rows {
         let last = self.rows.len() - 1;
         let row = Arc::make_mut(&mut self.rows[last].0);
         if row.len() == row.capacity() {
-            row.reserve_exact(row.len().max(1));
+            row.reserve_exact(row.len().clamp(1, SEATS - row.len()));
         }
         row.push(Some((reader, tag)));
         last * SEATS + row.len() - 1
