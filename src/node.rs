@@ -298,7 +298,7 @@ async fn pump(node: Arc<Node>, mut feed: Feed, stage: Stage) {
         };
         match news {
             None => return,
-            Some(Incoming::Entry(entry)) => node.hub.ingest(entry),
+            Some(Incoming::Entry(entry)) => node.hub.ingest(entry, !feed.is_empty()),
             Some(Incoming::Head { channel, position }) => node.hub.heard_of(&channel, position),
             // The housekeeping would find the holes too, a little later.
             Some(Incoming::Interrupted) => {

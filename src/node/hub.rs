@@ -96,7 +96,7 @@ impl Hub {
             if !channel.is_reserved() {
                 self.metrics.channels.inc();
             }
-            self.follow_up(&room, room.log.open(head));
+            self.follow_up(&room, room.log.open(head), false);
         }
         Ok(hold)
     }
@@ -117,19 +117,19 @@ impl Hub {
         }
     }
 
-    /// Takes an entry from the feed.
-    pub fn ingest(&self, entry: Entry) {
+    /// Takes an entry from the feed. `others_wait` says that it is not the last of it.
+    pub fn ingest(&self, entry: Entry, others_wait: bool) {
         let Some(room) = self.room(&entry.channel) else { return };
         let Entry { channel, position, event } = entry;
         let repeat = |event: &Event| self.is_repeat(&channel, position, event);
         let next = room.log.ingest(position, event, repeat);
-        self.follow_up(&room, next);
+        self.follow_up(&room, next, others_wait);
     }
 
     /// Takes the news that a log reaches as far as `position`.
     pub fn heard_of(&self, channel: &Channel, position: Position) {
         let Some(room) = self.room(channel) else { return };
-        self.follow_up(&room, room.log.heard_of(position));
+        self.follow_up(&room, room.log.heard_of(position), false);
     }
 
     /// Asks the broker where every open log stands, and repairs those that lack something.
@@ -183,11 +183,12 @@ impl Hub {
         repeat
     }
 
-    fn follow_up(&self, room: &Arc<Room>, next: Next) {
+    fn follow_up(&self, room: &Arc<Room>, next: Next, others_wait: bool) {
         match next {
             Next::Rest => {}
-            // A few readers are served on the spot; a crowd gets a task, so that other channels go on.
-            Next::Walk if room.log.readers() <= SEATS => walk_few(&room.log),
+            // A few readers are served on the spot. A crowd gets a task, so that other channels go on;
+            // so do the few where more news wait, which may be theirs and then goes out with this.
+            Next::Walk if room.log.readers() <= SEATS && !others_wait => walk_few(&room.log),
             Next::Walk => self.stage.spawn_client(walk_many(Arc::clone(room))),
             Next::Repair => {
                 let Some(hub) = self.this.upgrade() else { return };
