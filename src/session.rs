@@ -289,6 +289,13 @@ mod tests {
     }
 
     #[test]
+    fn one_channel_takes_no_room_beside_the_session() {
+        assert_eq!(session_on(&["a"]).bytes_elsewhere(), 0);
+        let each = size_of::<Subscription<()>>();
+        assert!(2 * each <= session_on(&["a", "b"]).bytes_elsewhere());
+    }
+
+    #[test]
     fn one_subscription_more_than_the_limit_is_refused() {
         let session = session_on(&["a", "b"]);
         let code = refusal(&session, r#"{"type":"subscribe","channel":"c"}"#);
