@@ -103,7 +103,7 @@ fn feed(group: &mut BenchmarkGroup<'_, WallTime>, text: &str) {
     });
     let mut position = start.cursor;
     let listener = Arc::new(Listener::at(position));
-    hold.sit(Arc::clone(&listener) as _, 0);
+    hold.attach(Arc::clone(&listener) as _, 0);
     let mut pass = |mut events: u64| {
         let mut spent = Duration::ZERO;
         while 0 < events {
@@ -139,7 +139,7 @@ fn wake_up(criterion: &mut Criterion) {
     for readers in [1, 1000] {
         let (log, mut offset) = (open_log(), 0);
         for _ in 0..readers {
-            log.sit(Arc::new(Listener::at(at(0))), 0);
+            log.attach(Arc::new(Listener::at(at(0))), 0);
         }
         let mut next = || {
             offset += 1;
@@ -150,7 +150,7 @@ fn wake_up(criterion: &mut Criterion) {
         };
         // As the hub does it.
         let walk = |batch: &mut Batch| {
-            for row in (0..).map_while(|number| log.row(number)) {
+            for row in (0..).map_while(|number| log.block(number)) {
                 row.offer(batch);
             }
         };
@@ -223,7 +223,7 @@ impl Reader for Listener {
         subscription.cursor = batch.ends_at();
     }
 
-    fn nudge(&self, _: Tag) {}
+    fn wake(&self, _: Tag) {}
 }
 
 fn open_log() -> ChannelLog {

@@ -6,9 +6,9 @@
 //! (`keeper`). How a webhook is spoken to is `webhook`'s business. Knows no rollout: it is told what
 //! happened, in words.
 
-mod book;
+mod alert_log;
 mod breaker;
-mod keeper;
+mod dispatcher;
 mod webhook;
 
 use std::{
@@ -25,12 +25,12 @@ use tracing::warn;
 use uuid::Uuid;
 
 use self::{
-    book::Book,
-    keeper::Keeper,
-    webhook::{Hook, Post},
+    alert_log::AlertLog,
+    dispatcher::AlertDispatcher,
+    webhook::{Post, WebhookQueue},
 };
 pub use self::{
-    book::{Acknowledged, Kept},
+    alert_log::{Acknowledged, StoredAlert},
     webhook::{Address, WebhookConfig},
 };
 use crate::{
@@ -102,7 +102,7 @@ pub struct AlertError {
 /// What kind of thing happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Happening {
+pub enum AlertKind {
     /// A rollout began, or began anew.
     Start,
     /// Its settings or its percentage were changed by hand.
@@ -133,7 +133,7 @@ pub enum Happening {
     Other,
 }
 
-impl Happening {
+impl AlertKind {
     /// What an action of the journal is.
     pub fn of_action(action: &str) -> Self {
         let name =
@@ -148,7 +148,7 @@ pub struct Alert {
     /// About which rollout.
     pub component: String,
     /// What kind of thing happened.
-    pub happening: Happening,
+    pub happening: AlertKind,
     /// Whether somebody should be woken.
     pub urgent: bool,
     /// What happened, and why.
@@ -182,8 +182,8 @@ pub struct Alerts {
     place: Place,
     /// This life of this node: two nodes may have one name.
     me: Uuid,
-    book: Book,
-    raised: mpsc::Sender<Kept>,
+    book: AlertLog,
+    raised: mpsc::Sender<StoredAlert>,
     lost: AtomicU64,
 }
 
@@ -205,7 +205,7 @@ impl Alerts {
         let mut hooks = Vec::new();
         for target in webhook::read(config)? {
             let (post, posted) = mpsc::channel(KEPT);
-            hooks.push(Hook { filter: target.filter(), post });
+            hooks.push(WebhookQueue { filter: target.filter(), post });
             let postman = Post::new(target, config, metrics, told.clone())?;
             let stopping = stage.stopping().clone();
             stage.spawn("webhook", async move {
@@ -213,11 +213,11 @@ impl Alerts {
             });
         }
         let me = Uuid::new_v4();
-        let book = Book::new(store, config.repeat_after);
+        let book = AlertLog::new(store, config.repeat_after);
         let lost = AtomicU64::new(0);
         let this = Arc::new(Self { place, me, book, raised, lost });
         let count = metrics.alerts.clone();
-        let keeper = Keeper::new(Arc::clone(&this), hooks, config, count);
+        let keeper = AlertDispatcher::new(Arc::clone(&this), hooks, config, count);
         let stopping = stage.stopping().clone();
         stage.spawn("alerts", Box::pin(keeper.run(waiting, hears, stopping)));
         Ok(this)
@@ -232,7 +232,7 @@ impl Alerts {
             text.push('…');
         }
         let small = |figures: &serde_json::Value| figures.to_string().len() <= FIGURES_BYTES;
-        let kept = Kept {
+        let kept = StoredAlert {
             id: Uuid::now_v7(),
             happening,
             component,
@@ -269,7 +269,7 @@ impl Alerts {
     ///
     /// # Errors
     /// When the store is away.
-    pub async fn list(&self) -> Result<Vec<Kept>, BrokerError> {
+    pub async fn list(&self) -> Result<Vec<StoredAlert>, BrokerError> {
         self.book.read().await
     }
 
@@ -277,7 +277,11 @@ impl Alerts {
     ///
     /// # Errors
     /// When the store is away.
-    pub async fn acknowledge(&self, id: Uuid, by: &str) -> Result<Option<Kept>, BrokerError> {
+    pub async fn acknowledge(
+        &self,
+        id: Uuid,
+        by: &str,
+    ) -> Result<Option<StoredAlert>, BrokerError> {
         let at = lifecycle::unix_ms();
         self.book
             .change(|alerts| {

@@ -3,8 +3,8 @@
 //! A token becomes an [`Identity`]; an identity and a channel's rules decide. Knows no socket, no
 //! request and no session. A secret is a [`Secret`], which shows itself to nobody.
 
+mod internal_ticket;
 mod keys;
-mod pass;
 mod pattern;
 mod permission;
 mod signer;
@@ -21,14 +21,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use self::{keys::KeyRing, pass::Passes, token::Verifier};
 pub use self::{
-    pass::Pass,
+    internal_ticket::InternalTicket,
     pattern::Pattern,
     permission::{Access, Permissions, Rules, Verb},
     signer::Signer,
     token::{Claims, Grant, Identity, TOKEN_BYTES, TokenError},
 };
+use self::{internal_ticket::InternalTickets, keys::KeyRing, token::Verifier};
 use crate::{lifecycle::Stage, protocol::Channel};
 
 /// Section `[auth]`.
@@ -247,7 +247,7 @@ pub struct Auth {
     api_keys: Vec<ApiKey>,
     permissions: Permissions,
     anonymous: Option<Arc<Identity>>,
-    passes: Passes,
+    passes: InternalTickets,
     is_development: bool,
 }
 
@@ -266,7 +266,7 @@ impl Auth {
         let anonymous = config.allows_anonymous().then(|| Arc::new(Identity::default()));
         let verifier = Verifier::new(config, ring);
         let is_development = config.is_development();
-        let passes = Passes::default();
+        let passes = InternalTickets::default();
         Ok(Arc::new(Self { verifier, api_keys, permissions, anonymous, passes, is_development }))
     }
 
@@ -283,7 +283,7 @@ impl Auth {
     }
 
     /// Lets this process in as itself, once.
-    pub fn pass(&self) -> Pass {
+    pub fn pass(&self) -> InternalTicket {
         self.passes.give()
     }
 

@@ -4,7 +4,7 @@
 //! the [`Roster`]; orders to clients go up to the connections. A node says what it *holds*; the
 //! oldest node alive ends what nobody holds any more. Knows no socket and no frame of a client.
 
-mod speech;
+mod message;
 mod tasks;
 
 use std::{
@@ -23,16 +23,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, trace, warn};
 
-pub use self::speech::{Claim, Disconnect};
-use self::speech::{Saying, Speech};
+pub use self::message::{Claim, Disconnect};
+use self::message::{ClusterMessage, Payload};
 use crate::{
     broker::Retention,
     lifecycle::{self, Stage},
     metrics::Metrics,
     node::Node,
     presence::{
-        NodeId, Outcome, Parted, Roster, Snapshot, Word,
-        audience::{Audience, View, Watcher},
+        NodeId, Outcome, Parted, PresenceUpdate, Roster, Snapshot,
+        subscribers::{PresenceSubscriber, PresenceSubscribers, View},
     },
     protocol::{Channel, Data, Event, Member, MemberId, Position, UserId},
 };
@@ -121,13 +121,13 @@ pub enum Order {
         /// What it asks for, as it came.
         frames: String,
         /// Where the answer goes.
-        asker: Asker,
+        asker: RequestOrigin,
     },
 }
 
 /// Who waits for an answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Asker {
+pub struct RequestOrigin {
     node: NodeId,
     number: u64,
 }
@@ -151,9 +151,9 @@ pub struct Cluster {
 
 struct State {
     roster: Roster,
-    audience: Audience,
+    audience: PresenceSubscribers,
     /// What this node holds.
-    mine: HashMap<(Channel, MemberId), Held>,
+    mine: HashMap<(Channel, MemberId), LocalMember>,
     /// When each node spoke last, by this node's clock.
     heard: HashMap<NodeId, Instant>,
     /// Who was said to be dead, and when.
@@ -165,7 +165,7 @@ struct State {
     /// The last event that was heard.
     reached: Option<Position>,
     /// It has said hello and waits to be shown everything.
-    joining: Option<Joining>,
+    joining: Option<JoiningNode>,
     /// Who may still come back, until when, and how often that has been over.
     parted: VecDeque<(Instant, Parted, u32)>,
     /// What is to be said, and whether it counts towards the limit.
@@ -177,13 +177,13 @@ struct State {
 
 /// A node that waits to be shown everything.
 #[derive(Debug, Default)]
-struct Joining {
+struct JoiningNode {
     /// Who spoke since, and what was said.
-    since: Vec<(NodeId, Position, Option<Word>)>,
+    since: Vec<(NodeId, Position, Option<PresenceUpdate>)>,
 }
 
 /// A member that this node holds.
-struct Held {
+struct LocalMember {
     member: Arc<Member>,
     /// For so many connections.
     connections: usize,
@@ -214,7 +214,7 @@ impl Cluster {
         let metrics = Arc::clone(node.metrics());
         let state = State {
             roster: Roster::default(),
-            audience: Audience::new(config.presence_list),
+            audience: PresenceSubscribers::new(config.presence_list),
             mine: HashMap::new(),
             heard: HashMap::new(),
             accused: HashMap::new(),
@@ -283,7 +283,7 @@ impl Cluster {
         channel: &Channel,
         session: MemberId,
         look: Look,
-    ) -> Option<Entered> {
+    ) -> Option<PresenceHandle> {
         let mut state = self.state.lock();
         let held = state.mine.get(&(channel.clone(), session)).map(|held| &held.member);
         let before = held.or_else(|| state.roster.member(channel, session)).cloned();
@@ -299,27 +299,27 @@ impl Cluster {
             since: before.map_or_else(lifecycle::unix_ms, |before| before.since),
         });
         let time = self.next_number();
-        let new = || Held { member: Arc::clone(&member), connections: 0, time };
+        let new = || LocalMember { member: Arc::clone(&member), connections: 0, time };
         let held = state.mine.entry((channel.clone(), session)).or_insert_with(new);
         held.member = Arc::clone(&member);
         held.connections += 1;
         let time = held.time;
-        self.say(&mut state, &Saying::Presence(Word::Hold(channel.clone(), member)));
-        Some(Entered { cluster: Arc::clone(self), channel: channel.clone(), session, time })
+        self.say(&mut state, &Payload::Presence(PresenceUpdate::Hold(channel.clone(), member)));
+        Some(PresenceHandle { cluster: Arc::clone(self), channel: channel.clone(), session, time })
     }
 
     /// Shows a channel to somebody, who is told from then on what changes.
     pub fn watch(
         self: &Arc<Self>,
         channel: &Channel,
-        watcher: Arc<dyn Watcher>,
+        watcher: Arc<dyn PresenceSubscriber>,
         tag: u32,
-    ) -> (Watching, View) {
+    ) -> (SubscriberHandle, View) {
         let mut state = self.state.lock();
         let State { roster, audience, .. } = &mut *state;
         let (seat, view) = audience.join(roster, channel, watcher, tag);
         drop(state);
-        (Watching { cluster: Arc::clone(self), channel: channel.clone(), seat }, view)
+        (SubscriberHandle { cluster: Arc::clone(self), channel: channel.clone(), seat }, view)
     }
 
     /// Who is in a channel: how many, and up to `limit` of those behind `after`.
@@ -337,12 +337,12 @@ impl Cluster {
 
     /// Tells all nodes that a session came to a connection of this one.
     pub fn claim(&self, claim: Claim) {
-        self.say(&mut self.state.lock(), &Saying::Claim(claim));
+        self.say(&mut self.state.lock(), &Payload::Claim(claim));
     }
 
     /// Cuts off, on whichever node.
     pub fn disconnect(&self, whom: Disconnect) {
-        self.say(&mut self.state.lock(), &Saying::Disconnect(whom));
+        self.say(&mut self.state.lock(), &Payload::Disconnect(whom));
     }
 
     /// Has the node that has a session's stream do what its client asks for. None if no node has it.
@@ -353,14 +353,14 @@ impl Cluster {
         let Ok(_turn) = self.turns.try_acquire() else { return None };
         let number = self.next_number();
         let (answer, answered) = oneshot::channel();
-        let asking = Asking { cluster: self, number };
+        let asking = PendingRequest { cluster: self, number };
         {
             let mut state = self.state.lock();
             if state.heard.keys().all(|node| *node == self.me) {
                 return None;
             }
             self.asking.insert(number, answer);
-            self.say(&mut state, &Saying::Ask { number, session, frames });
+            self.say(&mut state, &Payload::Ask { number, session, frames });
         }
         let answered = tokio::time::timeout(ANSWER, answered).await;
         drop(asking);
@@ -368,17 +368,17 @@ impl Cluster {
     }
 
     /// Answers what another node asked.
-    pub fn answer(&self, asker: Asker, replies: String) {
-        let Asker { node, number } = asker;
+    pub fn answer(&self, asker: RequestOrigin, replies: String) {
+        let RequestOrigin { node, number } = asker;
         let replies = if ANSWERED_BYTES < replies.len() {
             r#"{"type":"error","code":"too_large","message":"done, but the answer is too large to be passed between nodes: ask for less at once"}"#.to_owned()
         } else {
             replies
         };
-        self.say(&mut self.state.lock(), &Saying::Answer { to: node, number, replies });
+        self.say(&mut self.state.lock(), &Payload::Answer { to: node, number, replies });
     }
 
-    fn say(&self, state: &mut State, saying: &Saying) {
+    fn say(&self, state: &mut State, saying: &Payload) {
         let Ok(saying) = serde_json::to_string(saying) else { return };
         state.unsaid_bytes += saying.len();
         state.unsaid.push_back((saying, true));
@@ -396,11 +396,11 @@ impl Cluster {
     fn announce(&self, state: &mut State) {
         let held = state.mine.iter();
         let held = held.map(|((c, _), held)| (c.clone(), Arc::clone(&held.member))).collect();
-        self.say_in_any_case(state, &Saying::Presence(Word::Here(held)));
+        self.say_in_any_case(state, &Payload::Presence(PresenceUpdate::Here(held)));
     }
 
     /// Says what is as large as what is held, and so does not count as something that piles up.
-    fn say_in_any_case(&self, state: &mut State, saying: &Saying) {
+    fn say_in_any_case(&self, state: &mut State, saying: &Payload) {
         if let Ok(saying) = serde_json::to_string(saying) {
             state.unsaid.push_back((saying, false));
         }
@@ -409,7 +409,7 @@ impl Cluster {
 
     /// Hears an event of the log. What connections have to do is returned.
     fn hear(&self, at: Position, event: &Event) -> Vec<Order> {
-        let Speech { from, say } = match serde_json::from_str(event.data.as_str()) {
+        let ClusterMessage { from, say } = match serde_json::from_str(event.data.as_str()) {
             Ok(speech) => speech,
             Err(err) => {
                 warn!(%err, position = %at, "an event in {LOG} is none of a node's: passed over");
@@ -421,23 +421,23 @@ impl Cluster {
         let mut orders = Vec::new();
         for saying in say {
             match saying {
-                Saying::Presence(word) => self.listen_to(&mut state, from, at, word),
-                Saying::Snapshot { to, at, whole } if to == self.me => {
+                Payload::Presence(word) => self.listen_to(&mut state, from, at, word),
+                Payload::Snapshot { to, at, whole } if to == self.me => {
                     self.take_snapshot(&mut state, at, whole);
                 }
-                Saying::Claim(claim) => orders.push(Order::Claimed { node: from, claim }),
-                Saying::Disconnect(whom) => orders.push(Order::Disconnect(whom)),
-                Saying::Ask { number, session, frames } if from != self.me => {
-                    let asker = Asker { node: from, number };
+                Payload::Claim(claim) => orders.push(Order::Claimed { node: from, claim }),
+                Payload::Disconnect(whom) => orders.push(Order::Disconnect(whom)),
+                Payload::Ask { number, session, frames } if from != self.me => {
+                    let asker = RequestOrigin { node: from, number };
                     orders.push(Order::Asked { session, frames, asker });
                 }
-                Saying::Answer { to, number, replies } if to == self.me => {
+                Payload::Answer { to, number, replies } if to == self.me => {
                     if let Some((_, asking)) = self.asking.remove(&number) {
                         let _ = asking.send(replies);
                     }
                 }
-                Saying::Snapshot { to, .. } => drop(state.newcomers.remove(&to)),
-                Saying::Ask { .. } | Saying::Answer { .. } => {}
+                Payload::Snapshot { to, .. } => drop(state.newcomers.remove(&to)),
+                Payload::Ask { .. } | Payload::Answer { .. } => {}
             }
         }
         state.reached = Some(at);
@@ -470,7 +470,7 @@ impl Cluster {
         for node in waiting {
             state.newcomers.remove(&node);
             let whole = state.roster.snapshot();
-            self.say_in_any_case(state, &Saying::Snapshot { to: node, at, whole });
+            self.say_in_any_case(state, &Payload::Snapshot { to: node, at, whole });
         }
     }
 
@@ -493,7 +493,7 @@ impl Cluster {
     }
 
     /// Until it was shown everything, a new node keeps what is said for later.
-    fn listen_to(&self, state: &mut State, from: NodeId, at: Position, word: Word) {
+    fn listen_to(&self, state: &mut State, from: NodeId, at: Position, word: PresenceUpdate) {
         match &mut state.joining {
             None => self.apply(state, from, at, word),
             Some(joining) => joining.since.push((from, at, Some(word))),
@@ -526,20 +526,22 @@ impl Cluster {
         self.synced.send_replace(true);
     }
 
-    fn apply(&self, state: &mut State, from: NodeId, at: Position, word: Word) {
+    fn apply(&self, state: &mut State, from: NodeId, at: Position, word: PresenceUpdate) {
         trace!(%from, %at, ?word, "heard");
         match &word {
-            Word::Hello if from != self.me => drop(state.newcomers.insert(from, Instant::now())),
-            Word::Here(_) => drop(state.newcomers.remove(&from)),
-            Word::Call if from != self.me => self.announce(state),
-            Word::Bye => state.forget(from),
-            Word::Dead(node, heard)
+            PresenceUpdate::Hello if from != self.me => {
+                drop(state.newcomers.insert(from, Instant::now()))
+            }
+            PresenceUpdate::Here(_) => drop(state.newcomers.remove(&from)),
+            PresenceUpdate::Call if from != self.me => self.announce(state),
+            PresenceUpdate::Bye => state.forget(from),
+            PresenceUpdate::Dead(node, heard)
                 if *node == self.me && state.roster.heard(*node) == Some(*heard) =>
             {
                 info!("the other nodes took this one for dead: it tells anew what it holds");
                 self.announce(state);
             }
-            Word::Dead(node, heard) if state.roster.heard(*node) == Some(*heard) => {
+            PresenceUpdate::Dead(node, heard) if state.roster.heard(*node) == Some(*heard) => {
                 state.forget(*node);
             }
             _ => {}
@@ -556,12 +558,12 @@ impl Cluster {
 }
 
 /// A question under way; whoever stops waiting for the answer takes it back.
-struct Asking<'a> {
+struct PendingRequest<'a> {
     cluster: &'a Cluster,
     number: u64,
 }
 
-impl Drop for Asking<'_> {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
         self.cluster.asking.remove(&self.number);
     }
@@ -580,21 +582,21 @@ pub struct Look {
 
 /// A session's place in a channel. Dropped, it has the grace to come back.
 #[derive(Debug)]
-pub struct Entered {
+pub struct PresenceHandle {
     cluster: Arc<Cluster>,
     channel: Channel,
     session: MemberId,
     time: u64,
 }
 
-impl Entered {
+impl PresenceHandle {
     /// Shows another state. Whether it is still shown: another connection may have made it leave.
     pub fn update(&self, shown: Data) -> bool {
         let mut state = self.cluster.state.lock();
         let Some(held) = self.held(&mut state) else { return false };
         Arc::make_mut(&mut held.member).state = Some(shown);
-        let word = Word::Hold(self.channel.clone(), Arc::clone(&held.member));
-        self.cluster.say(&mut state, &Saying::Presence(word));
+        let word = PresenceUpdate::Hold(self.channel.clone(), Arc::clone(&held.member));
+        self.cluster.say(&mut state, &Payload::Presence(word));
         true
     }
 
@@ -603,39 +605,39 @@ impl Entered {
         let mut state = self.cluster.state.lock();
         if self.held(&mut state).is_some() {
             state.mine.remove(&(self.channel.clone(), self.session));
-            let word = Word::Quit(self.channel.clone(), self.session);
-            self.cluster.say(&mut state, &Saying::Presence(word));
+            let word = PresenceUpdate::Quit(self.channel.clone(), self.session);
+            self.cluster.say(&mut state, &Payload::Presence(word));
         }
     }
 
-    fn held<'a>(&self, state: &'a mut State) -> Option<&'a mut Held> {
+    fn held<'a>(&self, state: &'a mut State) -> Option<&'a mut LocalMember> {
         let held = state.mine.get_mut(&(self.channel.clone(), self.session))?;
         (held.time == self.time).then_some(held)
     }
 }
 
-impl Drop for Entered {
+impl Drop for PresenceHandle {
     fn drop(&mut self) {
         let mut state = self.cluster.state.lock();
         let Some(held) = self.held(&mut state) else { return };
         held.connections -= 1;
         if held.connections == 0 {
             state.mine.remove(&(self.channel.clone(), self.session));
-            let word = Word::Release(self.channel.clone(), self.session);
-            self.cluster.say(&mut state, &Saying::Presence(word));
+            let word = PresenceUpdate::Release(self.channel.clone(), self.session);
+            self.cluster.say(&mut state, &Payload::Presence(word));
         }
     }
 }
 
 /// A seat from which a channel's presence is watched, until it is dropped.
 #[derive(Debug)]
-pub struct Watching {
+pub struct SubscriberHandle {
     cluster: Arc<Cluster>,
     channel: Channel,
     seat: usize,
 }
 
-impl Watching {
+impl SubscriberHandle {
     /// What is there to be seen now.
     pub fn look(&self) -> Option<View> {
         let state = self.cluster.state.lock();
@@ -643,7 +645,7 @@ impl Watching {
     }
 }
 
-impl Drop for Watching {
+impl Drop for SubscriberHandle {
     fn drop(&mut self) {
         let gone = self.cluster.state.lock().audience.leave(&self.channel, self.seat);
         // Outside the lock: it may be the last hold on the watcher.

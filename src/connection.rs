@@ -4,16 +4,16 @@
 //! [`WireFormat`]; it knows nothing of HTTP heads, brokers or other connections. Its one exit
 //! gives everything back.
 
-mod accounts;
+mod active_subscription;
 pub mod client;
-mod expiry;
-mod floor;
+mod cluster_commands;
 mod heartbeat;
-mod link;
-mod moving;
-mod orders;
+mod migration;
+mod registry;
 mod requests;
+mod session_stats;
 pub mod socket;
+mod token_expiry;
 
 use std::{
     collections::VecDeque,
@@ -32,15 +32,15 @@ use tracing::debug;
 
 pub(crate) use self::requests::{code_of, page};
 use self::{
-    client::{Client, Due},
-    expiry::{End, Expiry},
-    heartbeat::{Beat, Heartbeat},
-    link::Link,
-    moving::Mobility,
-    orders::Parting,
+    active_subscription::ActiveSubscription,
+    client::{Client, Pending},
+    cluster_commands::CloseReason,
+    heartbeat::{Heartbeat, HeartbeatEvent},
+    migration::MigrationState,
     socket::Socket,
+    token_expiry::{ExpiryEvent, TokenExpiry},
 };
-pub use self::{floor::Floor, moving::Mover, orders::obey};
+pub use self::{cluster_commands::obey, migration::Migrator, registry::Connections};
 use crate::{
     auth::{Identity, TokenError},
     lifecycle,
@@ -118,36 +118,36 @@ pub struct StreamRequest {
 }
 
 /// A client's place, given back when it is dropped.
-pub trait Admit: Send + fmt::Debug {
+pub trait AdmissionPermit: Send + fmt::Debug {
     /// Counts the client as this user's. Whether the user may have one more.
     fn admit_user(&mut self, user: &UserId) -> bool;
 }
 
 /// Who comes, as far as it is known when the socket is there.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct Accepted {
     /// Who; none when it has to say so in its first frame.
     pub identity: Result<Option<Arc<Identity>>, TokenError>,
     /// Its place.
-    pub admission: Box<dyn Admit>,
+    pub admission: Box<dyn AdmissionPermit>,
 }
 
 /// One client on one socket.
 pub struct Connection {
-    floor: Arc<Floor>,
+    connections: Arc<Connections>,
     client: Arc<Client>,
     heartbeat: Heartbeat,
-    expiry: Expiry,
+    expiry: TokenExpiry,
     /// A WebSocket's bytes are taken apart; an SSE client has nothing to say.
     decoder: Option<Box<Inbound>>,
     /// What is being done for the client.
     work: Option<Work>,
-    pace: Pace,
+    pace: WriteWait,
 }
 
 /// What writing on depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
+enum WriteWait {
     /// News.
     Idle,
     /// Room in the socket.
@@ -164,7 +164,7 @@ impl fmt::Debug for Connection {
 
 /// How a WebSocket client begins.
 #[derive(Clone, Debug, Default)]
-struct Greeting {
+struct ConnectRequest {
     id: Option<RequestId>,
     session: Option<SessionId>,
     overlap: bool,
@@ -183,16 +183,16 @@ struct Inbound {
 impl Connection {
     /// A WebSocket whose handshake is done. `leftover` came right behind it.
     pub fn websocket(
-        floor: Arc<Floor>,
+        connections: Arc<Connections>,
         socket: Socket,
         leftover: &[u8],
-        arrival: Arrival,
+        arrival: Accepted,
     ) -> (Self, CloseCode) {
         let inbound =
             Inbound { decoder: Decoder::default(), greeted: false, waiting: VecDeque::new() };
         let session = Session::new(SessionId::generate());
-        let mut this = Self::new(floor, socket, WireFormat::WebSocket, session);
-        this.heartbeat.expect_first_word(this.floor.config.connect_timeout);
+        let mut this = Self::new(connections, socket, WireFormat::WebSocket, session);
+        this.heartbeat.expect_first_word(this.connections.config.connect_timeout);
         this.decoder = Some(Box::new(inbound));
         this.receive(arrival);
         let code = this.take(leftover).err().unwrap_or(CloseCode::Normal);
@@ -201,68 +201,74 @@ impl Connection {
 
     /// An SSE stream whose head is written.
     pub fn sse(
-        floor: Arc<Floor>,
+        connections: Arc<Connections>,
         socket: Socket,
         request: StreamRequest,
-        arrival: Arrival,
+        arrival: Accepted,
     ) -> Self {
         let StreamRequest { session, channels, presence, overlap, about, format } = request;
         let id = session.unwrap_or_else(SessionId::generate);
-        let mut this = Self::new(floor, socket, format, Session::new(id));
+        let mut this = Self::new(connections, socket, format, Session::new(id));
         this.receive(arrival);
-        this.client.desk().mobility = Mobility::new(about);
-        if this.client.desk().parting().is_none() {
-            this.floor.enlist(&this.client, session.is_some(), overlap);
+        this.client.state().mobility = MigrationState::new(about);
+        if this.client.state().parting().is_none() {
+            this.connections.enlist(&this.client, session.is_some(), overlap);
         }
-        let (client, floor) = (Arc::clone(&this.client), Arc::clone(&this.floor));
+        let (client, connections) = (Arc::clone(&this.client), Arc::clone(&this.connections));
         this.work = Some(Box::pin(async move {
-            requests::open_stream(&client, &floor, (channels, presence)).await;
+            requests::open_stream(&client, &connections, (channels, presence)).await;
         }));
         this
     }
 
-    fn receive(&mut self, Arrival { identity, admission }: Arrival) {
-        self.client.desk().admission = Some(admission);
+    fn receive(&mut self, Accepted { identity, admission }: Accepted) {
+        self.client.state().admission = Some(admission);
         match identity {
             Ok(None) => {}
             Ok(Some(identity)) => {
-                if !self.client.desk().take_identity(identity) {
+                if !self.client.state().take_identity(identity) {
                     self.client.part(CloseCode::TryLater.into());
                 }
             }
-            Err(err) => requests::turn_away(&self.floor, &self.client, None, err),
+            Err(err) => requests::turn_away(&self.connections, &self.client, None, err),
         }
         self.expiry.watch(&self.client);
     }
 
-    fn new(floor: Arc<Floor>, socket: Socket, format: WireFormat, session: Session<Link>) -> Self {
+    fn new(
+        connections: Arc<Connections>,
+        socket: Socket,
+        format: WireFormat,
+        session: Session<ActiveSubscription>,
+    ) -> Self {
         let label = transport(format);
-        let metrics = floor.node.metrics();
+        let metrics = connections.node.metrics();
         metrics.connections.get_or_create(&label).inc();
         let delivered = metrics.deliveries.get_or_create(&label).clone();
-        let counted = (floor.cluster.next_number(), delivered);
-        let client = Client::new(socket, format, Arc::clone(&floor.node), counted, session);
-        let heartbeat = Heartbeat::new(floor.config.heartbeat, floor.config.stall_timeout);
+        let counted = (connections.cluster.next_number(), delivered);
+        let client = Client::new(socket, format, Arc::clone(&connections.node), counted, session);
+        let heartbeat =
+            Heartbeat::new(connections.config.heartbeat, connections.config.stall_timeout);
         Self {
-            floor,
+            connections,
             client: Arc::new(client),
             heartbeat,
-            expiry: Expiry::default(),
+            expiry: TokenExpiry::default(),
             decoder: None,
             work: None,
-            pace: Pace::Idle,
+            pace: WriteWait::Idle,
         }
     }
 
     /// Puts bytes in front of everything else: a response's head.
     pub fn write_first(&mut self, head: Bytes) {
-        self.client.send_bytes(&mut self.client.desk(), head);
+        self.client.send_bytes(&mut self.client.state(), head);
     }
 
     /// Serves the client until either side ends it. Returns why.
     pub async fn run(mut self, mut code: CloseCode) -> CloseCode {
         if code == CloseCode::Normal {
-            let stopping = self.floor.stopping.clone();
+            let stopping = self.connections.stopping.clone();
             code = tokio::select! {
                 code = self.serve() => code,
                 () = stopping.cancelled() => CloseCode::Draining,
@@ -282,12 +288,12 @@ impl Connection {
             // Nothing here is lost when another arm wins: each only waits, what follows acts.
             let step = tokio::select! {
                 () = self.client.wake.notified() => Step::Write,
-                () = self.client.socket.writable(), if self.pace == Pace::Blocked => Step::Room,
-                () = tokio::task::yield_now(), if self.pace == Pace::More => Step::Write,
+                () = self.client.socket.writable(), if self.pace == WriteWait::Blocked => Step::Room,
+                () = tokio::task::yield_now(), if self.pace == WriteWait::More => Step::Write,
                 () = self.client.socket.readable(), if self.listens() => Step::Read,
                 () = finished(&mut self.work) => Step::WorkDone,
-                beat = self.heartbeat.next() => Step::Beat(beat),
-                end = self.expiry.next() => Step::Expiry(end),
+                beat = self.heartbeat.next() => Step::HeartbeatEvent(beat),
+                end = self.expiry.next() => Step::TokenExpiry(end),
             };
             let done = match step {
                 Step::Write => {
@@ -305,8 +311,8 @@ impl Connection {
                     self.expiry.watch(&self.client);
                     Ok(())
                 }
-                Step::Beat(beat) => self.beat(beat),
-                Step::Expiry(end) => self.token_ends(end),
+                Step::HeartbeatEvent(beat) => self.beat(beat),
+                Step::TokenExpiry(end) => self.token_ends(end),
             };
             if let Err(code) = done {
                 return code;
@@ -319,24 +325,24 @@ impl Connection {
     fn listens(&self) -> bool {
         match &self.decoder {
             Some(inbound) => {
-                self.work.is_none() && inbound.waiting.is_empty() && self.client.desk().is_clear()
+                self.work.is_none() && inbound.waiting.is_empty() && self.client.state().is_clear()
             }
             None => true,
         }
     }
 
     fn write_due(&mut self) -> Result<(), CloseCode> {
-        self.pace = Pace::Idle;
+        self.pace = WriteWait::Idle;
         match self.client.write_due() {
-            Due::Nothing => {}
-            Due::Blocked => self.pace = Pace::Blocked,
-            Due::More => self.pace = Pace::More,
-            Due::CatchUp(_) if self.work.is_some() => {}
-            Due::CatchUp(tag) => {
+            Pending::Nothing => {}
+            Pending::Blocked => self.pace = WriteWait::Blocked,
+            Pending::More => self.pace = WriteWait::More,
+            Pending::CatchUp(_) if self.work.is_some() => {}
+            Pending::CatchUp(tag) => {
                 self.work = Some(Box::pin(requests::catch_up(Arc::clone(&self.client), tag)));
             }
-            Due::Gone => return Err(CloseCode::Normal),
-            Due::Parting(code) => return Err(code),
+            Pending::Gone => return Err(CloseCode::Normal),
+            Pending::CloseReason(code) => return Err(code),
         }
         Ok(())
     }
@@ -358,27 +364,27 @@ impl Connection {
     fn take(&mut self, bytes: &[u8]) -> Result<(), CloseCode> {
         let Some(mut inbound) = self.decoder.take() else { return Ok(()) };
         let mut messages = Vec::new();
-        let fed = inbound.decoder.feed(bytes, self.floor.limits.frame_bytes, &mut messages);
+        let fed = inbound.decoder.feed(bytes, self.connections.limits.frame_bytes, &mut messages);
         let heard = messages.into_iter().try_for_each(|message| self.hear(&mut inbound, message));
         self.decoder = Some(inbound);
         heard.and(fed)
     }
 
     fn hear(&mut self, inbound: &mut Inbound, message: Message) -> Result<(), CloseCode> {
-        let limits = &self.floor.limits;
+        let limits = &self.connections.limits;
         let (rate, burst) = (limits.frames_per_second, limits.frames_burst);
-        if !self.client.desk().allowance.take(Instant::now(), rate, burst) {
+        if !self.client.state().allowance.take(Instant::now(), rate, burst) {
             return Err(CloseCode::RateLimited);
         }
         match message {
             Message::Text(text) => self.hear_text(inbound, &text),
             Message::Ping(payload) => {
-                self.client.send_bytes(&mut self.client.desk(), rfc6455::pong(&payload));
+                self.client.send_bytes(&mut self.client.state(), rfc6455::pong(&payload));
                 Ok(())
             }
             Message::Pong => Ok(()),
             Message::Close => {
-                self.client.desk().account.left = true;
+                self.client.state().account.left = true;
                 Err(CloseCode::Normal)
             }
         }
@@ -389,7 +395,7 @@ impl Connection {
             Ok(frame) => frame,
             Err(err) => {
                 let fatal = err.fatal;
-                self.client.send(&mut self.client.desk(), &err.into());
+                self.client.send(&mut self.client.state(), &err.into());
                 return if fatal { Err(CloseCode::BadFrame) } else { Ok(()) };
             }
         };
@@ -408,26 +414,27 @@ impl Connection {
         let (token, asked) = match first {
             ClientFrame::Connect { id, token, session, overlap, about } => {
                 let about = about.clone();
-                let greeting = Greeting { id: *id, session: *session, overlap: *overlap, about };
+                let greeting =
+                    ConnectRequest { id: *id, session: *session, overlap: *overlap, about };
                 (token.clone(), Some(greeting))
             }
             _ => (None, None),
         };
         if let (Some(token), Some(greeting)) = (token, asked.clone()) {
-            let (client, floor) = (Arc::clone(&self.client), Arc::clone(&self.floor));
+            let (client, connections) = (Arc::clone(&self.client), Arc::clone(&self.connections));
             self.work = Some(Box::pin(async move {
-                requests::authenticate(&floor, &client, greeting, token).await;
+                requests::authenticate(&connections, &client, greeting, token).await;
             }));
             return Ok(true);
         }
-        if self.client.desk().identity.is_none() {
+        if self.client.state().identity.is_none() {
             let message = "say who you are first: {\"type\":\"connect\",\"token\":…}".to_owned();
             let refusal = first.refused(ErrorCode::Unauthorised, message);
-            self.client.send(&mut self.client.desk(), &refusal);
+            self.client.send(&mut self.client.state(), &refusal);
             return Err(CloseCode::Unauthorised);
         }
         let only_greets = asked.is_some();
-        self.floor.welcome(&self.client, asked.unwrap_or_default());
+        self.connections.welcome(&self.client, asked.unwrap_or_default());
         Ok(only_greets)
     }
 
@@ -435,52 +442,54 @@ impl Connection {
     fn next_request(&mut self) {
         let Some(inbound) = &mut self.decoder else { return };
         while self.work.is_none() && !inbound.waiting.is_empty() {
-            let mut desk = self.client.desk();
-            let Some(frame) = desk.is_clear().then(|| inbound.waiting.pop_front()).flatten() else {
+            let mut client_state = self.client.state();
+            let Some(frame) =
+                client_state.is_clear().then(|| inbound.waiting.pop_front()).flatten()
+            else {
                 return;
             };
-            if let Err(refusal) = self.floor.check(&mut desk, &frame) {
-                self.client.send(&mut desk, &refusal);
-                drop(desk);
+            if let Err(refusal) = self.connections.check(&mut client_state, &frame) {
+                self.client.send(&mut client_state, &refusal);
+                drop(client_state);
                 // Nothing else may come to write it out.
                 self.client.wake.notify_one();
                 return;
             }
-            let (floor, client) = (Arc::clone(&self.floor), Arc::clone(&self.client));
+            let (connections, client) = (Arc::clone(&self.connections), Arc::clone(&self.client));
             self.work = Some(Box::pin(async move {
-                requests::perform(&floor, &client, frame, true).await;
+                requests::perform(&connections, &client, frame, true).await;
             }));
         }
     }
 
     /// Warns before the token expires, and parts when it has, unless there is a new one.
-    fn token_ends(&mut self, end: End) -> Result<(), CloseCode> {
+    fn token_ends(&mut self, end: ExpiryEvent) -> Result<(), CloseCode> {
         if self.expiry.watch(&self.client) {
             return Ok(());
         }
         match end {
-            End::Near(within) => {
+            ExpiryEvent::Near(within) => {
                 let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-                self.client.send(&mut self.client.desk(), &ServerFrame::Expiring { within });
+                self.client.send(&mut self.client.state(), &ServerFrame::Expiring { within });
                 Ok(())
             }
-            End::Reached => Err(CloseCode::TokenExpired),
+            ExpiryEvent::Reached => Err(CloseCode::TokenExpired),
         }
     }
 
-    fn beat(&mut self, beat: Beat) -> Result<(), CloseCode> {
+    fn beat(&mut self, beat: HeartbeatEvent) -> Result<(), CloseCode> {
         match beat {
-            Beat::NoFirstWord => return Err(CloseCode::Unauthorised),
-            Beat::Silent if self.decoder.is_some() => return Err(CloseCode::Silent),
-            Beat::Silent | Beat::Ping => {}
+            HeartbeatEvent::NoFirstWord => return Err(CloseCode::Unauthorised),
+            HeartbeatEvent::Silent if self.decoder.is_some() => return Err(CloseCode::Silent),
+            HeartbeatEvent::Silent | HeartbeatEvent::Ping => {}
         }
-        let mut desk = self.client.desk();
-        let stalled = desk.stalled_for();
-        if stalled.is_some_and(|stalled| self.floor.config.stall_timeout <= stalled) {
+        let mut client_state = self.client.state();
+        let stalled = client_state.stalled_for();
+        if stalled.is_some_and(|stalled| self.connections.config.stall_timeout <= stalled) {
             return Err(CloseCode::TooSlow);
         }
         if stalled.is_none() {
-            self.client.send(&mut desk, &ServerFrame::Ping { time: lifecycle::unix_ms() });
+            self.client.send(&mut client_state, &ServerFrame::Ping { time: lifecycle::unix_ms() });
         }
         Ok(())
     }
@@ -489,25 +498,25 @@ impl Connection {
     async fn part(&mut self, code: CloseCode) {
         // What is at hand goes out first: it need not be read again elsewhere.
         let _ = self.client.write_due();
-        self.floor.departed(&self.client, code);
+        self.connections.departed(&self.client, code);
         self.give_back();
         if code != CloseCode::Normal {
             let goodbye = self.goodbye(code);
-            self.client.send(&mut self.client.desk(), &goodbye);
+            self.client.send(&mut self.client.state(), &goodbye);
         }
         if self.decoder.is_some() {
-            self.client.send_bytes(&mut self.client.desk(), rfc6455::close(code));
+            self.client.send_bytes(&mut self.client.state(), rfc6455::close(code));
         }
         let _ = tokio::time::timeout(PARTING, leave(&self.client)).await;
-        let metrics = self.floor.node.metrics();
+        let metrics = self.connections.node.metrics();
         metrics.closed.get_or_create(&CloseLabel { code: code.number() }).inc();
         debug!(code = code.number(), reason = code.as_str(), "connection closed");
     }
 
     /// What a client is told before the connection ends.
     fn goodbye(&self, code: CloseCode) -> ServerFrame {
-        let ordered = self.client.desk().parting().filter(|parting| parting.code == code).cloned();
-        let Parting { reconnect, reason, .. } = ordered.unwrap_or_else(|| code.into());
+        let ordered = self.client.state().parting().filter(|parting| parting.code == code).cloned();
+        let CloseReason { reconnect, reason, .. } = ordered.unwrap_or_else(|| code.into());
         let reconnect = reconnect.unwrap_or_else(|| code.reconnect());
         ServerFrame::Goodbye {
             code: code.number(),
@@ -519,7 +528,7 @@ impl Connection {
 
     /// The milliseconds a client is asked to wait before it comes back.
     fn pause_after(&self, code: CloseCode) -> u64 {
-        let config = &self.floor.config;
+        let config = &self.connections.config;
         let most = match code {
             CloseCode::Draining => config.drain_spread,
             _ => config.sse_retry,
@@ -530,13 +539,13 @@ impl Connection {
     fn give_back(&mut self) {
         self.work = None;
         let (session, subscriptions) = {
-            let mut desk = self.client.desk();
-            (desk.session.id(), desk.close())
+            let mut client_state = self.client.state();
+            (client_state.session.id(), client_state.close())
         };
         let count = i64::try_from(subscriptions.len()).unwrap_or(i64::MAX);
-        self.floor.node.metrics().subscriptions.dec_by(count);
+        self.connections.node.metrics().subscriptions.dec_by(count);
         drop(subscriptions);
-        self.floor.strike(session, &self.client);
+        self.connections.strike(session, &self.client);
     }
 }
 
@@ -545,13 +554,13 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.give_back();
         let label = transport(self.client.format);
-        self.floor.node.metrics().connections.get_or_create(&label).dec();
+        self.connections.node.metrics().connections.get_or_create(&label).dec();
     }
 }
 
 /// Writes what is left, and waits until the client has read it.
 async fn leave(client: &Client) {
-    while let Due::Blocked | Due::More = client.write_due() {
+    while let Pending::Blocked | Pending::More = client.write_due() {
         client.socket.writable().await;
         client.has_room();
     }
@@ -578,8 +587,8 @@ enum Step {
     Room,
     Read,
     WorkDone,
-    Beat(Beat),
-    Expiry(End),
+    HeartbeatEvent(HeartbeatEvent),
+    TokenExpiry(ExpiryEvent),
 }
 
 async fn finished(work: &mut Option<Work>) {
@@ -593,13 +602,13 @@ fn transport(format: WireFormat) -> TransportLabel {
     TransportLabel { transport: if format.is_sse() { "sse" } else { "websocket" } }
 }
 
-fn welcome(floor: &Floor, session: SessionId, id: Option<u64>) -> ServerFrame {
+fn welcome(connections: &Connections, session: SessionId, id: Option<u64>) -> ServerFrame {
     ServerFrame::Welcome {
         id,
         session,
         member: MemberId::of(session),
-        node: Arc::clone(floor.node.name()),
-        heartbeat: u64::try_from(floor.config.heartbeat.as_millis()).unwrap_or(u64::MAX),
+        node: Arc::clone(connections.node.name()),
+        heartbeat: u64::try_from(connections.config.heartbeat.as_millis()).unwrap_or(u64::MAX),
         time: lifecycle::unix_ms(),
         version: PROTOCOL_VERSION,
     }

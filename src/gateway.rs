@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-mod herald;
+mod rollout_notifier;
 
-use self::herald::Herald;
+use self::rollout_notifier::RolloutNotifier;
 use crate::{
     alert::{AlertError, Alerts, Place},
     auth::{Auth, AuthError},
@@ -25,22 +25,22 @@ use crate::{
     },
     cluster::Cluster,
     config::Config,
-    connection::{self, Floor, Mover},
+    connection::{self, Connections, Migrator},
     http::{
-        Edge, Gate, Shared,
-        accept::{self, Patience, TlsError},
+        AdmissionControl, AppState, Shared,
+        accept::{self, Timeouts, TlsError},
         router,
     },
     legacy::{
-        self, Legacy, LegacyError, Sides,
-        rolled::{self, Rolled},
+        self, Legacy, LegacyError, Routing,
+        rollout_routing::{self, RolloutRouting},
     },
     lifecycle::Lifecycle,
     memory,
     metrics::Metrics,
     node::Node,
     rollout::{self, RolloutConfig, Rollouts, source::SourceError},
-    validation::{Door, Validator},
+    validation::{SelfConnector, Validator},
 };
 
 /// A gateway that has its address and is about to serve it.
@@ -74,7 +74,7 @@ impl Gateway {
             .map_err(|source| GatewayError::Listen { listen, source })?;
         let tls = accept::tls(&config.server.tls)?;
         let address = listener.local_addr().unwrap_or(listen);
-        let door = Door::new(
+        let door = SelfConnector::new(
             config.validation.through.unwrap_or(address),
             accept::certificate(&config.server.tls)?,
         )?;
@@ -102,10 +102,10 @@ impl Gateway {
         let legacy = Arc::new(legacy(&config, &node, &rollouts, &lifecycle)?);
         let stop_listening = lifecycle.listening.stopping().clone();
         let validation = Validator::new(Arc::clone(&auth), Arc::clone(&node), door, stop_listening);
-        let herald = Herald {
+        let herald = RolloutNotifier {
             alerts: Arc::clone(&alerts),
             validation: Arc::clone(&validation),
-            board: Arc::clone(&rollouts.board),
+            registry: Arc::clone(&rollouts.registry),
             stage: lifecycle.cluster.clone(),
         };
         herald.start(news);
@@ -147,36 +147,38 @@ impl Gateway {
             validation,
         } = self;
         let stopping = lifecycle.connections.stopping().clone();
-        let patience = Patience::new(&config.server, config.connection.stall_timeout);
+        let patience = Timeouts::new(&config.server, config.connection.stall_timeout);
         let (cluster, orders) =
             Cluster::start(Arc::clone(&node), config.cluster, &lifecycle.cluster);
         let RolloutConfig { drain, .. } = config.rollout;
         let has_old = legacy.upstream().is_some();
         let (taking, moved) = (Arc::clone(&legacy), rollouts.clone());
-        rolled::keep_moving(taking, moved, drain.rate, &lifecycle.connections);
+        rollout_routing::keep_moving(taking, moved, drain.rate, &lifecycle.connections);
         let (connection, limits) = (config.connection, config.limits);
-        let floor = Floor::new(node, (auth, cluster), rollouts, connection, limits, stopping);
-        let floor = Arc::new(floor);
-        let obeying = connection::obey(Arc::clone(&floor), orders, lifecycle.connections.clone());
+        let connections =
+            Connections::new(node, (auth, cluster), rollouts, connection, limits, stopping);
+        let connections = Arc::new(connections);
+        let obeying =
+            connection::obey(Arc::clone(&connections), orders, lifecycle.connections.clone());
         lifecycle.connections.spawn("orders", obeying);
-        Mover::new(Arc::clone(&floor), drain, has_old).start(&lifecycle.connections);
+        Migrator::new(Arc::clone(&connections), drain, has_old).start(&lifecycle.connections);
         let draining = CancellationToken::new();
-        let connections = lifecycle.connections.clone();
-        let refused = floor.node.metrics().refused.clone();
-        let gate = Arc::new(Gate::new(config.server.limits.clone(), refused));
+        let client_tasks = lifecycle.connections.clone();
+        let refused = connections.node.metrics().refused.clone();
+        let admission = Arc::new(AdmissionControl::new(config.server.limits.clone(), refused));
         let server = Arc::new(config.server);
-        let edge = Edge::from(Shared {
-            floor,
-            server: Arc::clone(&server),
-            gate: Arc::clone(&gate),
+        let app = AppState::from(Shared {
             connections,
+            server: Arc::clone(&server),
+            admission: Arc::clone(&admission),
+            client_tasks,
             alerts,
             validation,
             draining: draining.clone(),
             legacy,
         });
         let stage = lifecycle.listening.clone();
-        let accepting = accept::accept(listener, tls, router(edge), gate, patience, stage);
+        let accepting = accept::accept(listener, tls, router(app), admission, patience, stage);
         lifecycle.listening.spawn("accept", accepting);
         stop.await;
         draining.cancel();
@@ -217,7 +219,7 @@ fn legacy(
     lifecycle: &Lifecycle,
 ) -> Result<Legacy, LegacyError> {
     let (rollouts, otherwise) = (rollouts.clone(), config.legacy.side);
-    let sides: Arc<dyn Sides> = Arc::new(Rolled { rollouts, otherwise });
+    let sides: Arc<dyn Routing> = Arc::new(RolloutRouting { rollouts, otherwise });
     let redis = config.broker.kind == BrokerKind::Redis;
     let bounds = legacy::Bounds {
         event_bytes: config.limits.event_bytes,
@@ -262,7 +264,7 @@ pub enum GatewayError {
     Tls(#[from] TlsError),
     /// The gateway cannot come to itself by TLS.
     #[error("TLS cannot be spoken to this node itself: {0}")]
-    Door(#[from] rustls::Error),
+    SelfConnector(#[from] rustls::Error),
     /// A key cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),

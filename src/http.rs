@@ -4,15 +4,16 @@
 //! The state they share is handles only. How sockets are accepted is [`accept`]'s business.
 
 pub mod accept;
+mod admission;
 mod alerts;
 mod bearer;
 mod channels;
 mod dashboard;
+mod detach;
 mod error;
 mod events;
-mod gate;
+mod idle_timeout;
 mod legacy;
-mod lend;
 mod migration;
 mod ofrep;
 mod ops;
@@ -21,7 +22,6 @@ mod page;
 mod presence;
 mod proxy;
 mod publish;
-mod pulse;
 mod route;
 mod validation;
 mod websocket;
@@ -46,15 +46,15 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     accept::Peer,
-    gate::{Admission, Refusal},
+    admission::{Admission, Refusal},
 };
 pub use self::{
-    gate::{Gate, GateConfig},
+    admission::{AdmissionConfig, AdmissionControl},
     origin::OriginRule,
     proxy::TrustedProxy,
 };
 use crate::{
-    alert::Alerts, connection::Floor, legacy::Legacy, lifecycle::Stage, validation::Validator,
+    alert::Alerts, connection::Connections, legacy::Legacy, lifecycle::Stage, validation::Validator,
 };
 
 /// Section `[server]`.
@@ -85,7 +85,7 @@ pub struct ServerConfig {
     /// HTTPS, with HTTP/2 where the client can.
     pub tls: TlsConfig,
     /// How many may come in.
-    pub limits: GateConfig,
+    pub limits: AdmissionConfig,
 }
 
 /// Section `[server.tls]`.
@@ -110,16 +110,16 @@ impl Default for ServerConfig {
             drain_delay: Duration::ZERO,
             shutdown_timeout: Duration::from_secs(15),
             tls: TlsConfig::default(),
-            limits: GateConfig::default(),
+            limits: AdmissionConfig::default(),
         }
     }
 }
 
 /// What the handlers share. Each call takes a copy, so it is one count and not eight.
 #[derive(Clone, Debug)]
-pub struct Edge(Arc<Shared>);
+pub struct AppState(Arc<Shared>);
 
-impl Deref for Edge {
+impl Deref for AppState {
     type Target = Shared;
 
     fn deref(&self) -> &Shared {
@@ -127,17 +127,17 @@ impl Deref for Edge {
     }
 }
 
-/// The parts of an [`Edge`].
+/// The parts of an [`AppState`].
 #[derive(Debug)]
 pub struct Shared {
     /// What connections lean on; the node is reached through it.
-    pub floor: Arc<Floor>,
+    pub connections: Arc<Connections>,
     /// Section `[server]`.
     pub server: Arc<ServerConfig>,
     /// Who may come in.
-    pub gate: Arc<Gate>,
+    pub admission: Arc<AdmissionControl>,
     /// Where clients' tasks belong.
-    pub connections: Stage,
+    pub client_tasks: Stage,
     /// What people are told.
     pub alerts: Arc<Alerts>,
     /// What compares both sides of a rollout.
@@ -148,28 +148,28 @@ pub struct Shared {
     pub legacy: Arc<Legacy>,
 }
 
-impl From<Shared> for Edge {
+impl From<Shared> for AppState {
     fn from(shared: Shared) -> Self {
         Self(Arc::new(shared))
     }
 }
 
-impl Edge {
+impl AppState {
     /// Lets the client in that a request comes from. The gateway's own sessions all have one address
     /// and come at once.
     fn admit(&self, request: &Request, own: bool) -> Result<Admission, Refusal> {
         if own {
-            return self.gate.admit_own();
+            return self.admission.admit_own();
         }
         let peer = request.extensions().get::<Peer>();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
         let ip = proxy::client_ip(peer, request.headers(), &self.server.trusted_proxies);
-        self.gate.admit(ip, None)
+        self.admission.admit(ip, None)
     }
 }
 
 /// Every address of the gateway.
-pub fn router(edge: Edge) -> Router {
+pub fn router(app: AppState) -> Router {
     // Pages have no business with what orchestrators and Prometheus ask.
     let for_pages = Router::new()
         .route("/", any(page::demo))
@@ -203,15 +203,15 @@ pub fn router(edge: Edge) -> Router {
         .method_not_allowed_fallback(error::method_not_allowed)
         // limits.body_bytes is the limit.
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(edge.clone(), origin::guard));
+        .layer(middleware::from_fn_with_state(app.clone(), origin::guard));
     let for_operators = Router::new()
         .route("/health/live", get(ops::live))
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))
         .method_not_allowed_fallback(error::method_not_allowed);
-    let pages = for_pages.clone().with_state(edge.clone());
-    let unknown = move |State(edge): State<Edge>, request: Request| {
-        legacy::answer(edge, pages.clone(), request)
+    let pages = for_pages.clone().with_state(app.clone());
+    let unknown = move |State(app): State<AppState>, request: Request| {
+        legacy::answer(app, pages.clone(), request)
     };
-    for_pages.merge(for_operators).fallback(unknown).with_state(edge)
+    for_pages.merge(for_operators).fallback(unknown).with_state(app)
 }

@@ -3,14 +3,14 @@
 //!
 //! [`upstream`] passes requests on, [`route`] says which old addresses the gateway can serve itself,
 //! [`redis`] takes in what publishers PUBLISH, [`shadow`] compares both sides. Who is on which side
-//! is asked of [`Sides`]; who somebody is, and what they may do, is not known here.
+//! is asked of [`Routing`]; who somebody is, and what they may do, is not known here.
 
 pub mod compare;
-pub mod passengers;
 pub mod pattern;
 mod payload;
+pub mod proxied_streams;
 pub mod redis;
-pub mod rolled;
+pub mod rollout_routing;
 pub mod route;
 pub mod shadow;
 pub mod sse;
@@ -21,8 +21,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    passengers::{Passengers, Seat},
     payload::JsonPath,
+    proxied_streams::{ProxiedStreams, Seat},
     redis::{TakeIn, TakeInConfig},
     route::{Place, Route, RouteConfig},
     shadow::{Shadow, ShadowConfig},
@@ -39,7 +39,7 @@ pub struct LegacyConfig {
     /// What it is called when it is asked; unset, whatever the client asked for.
     pub host: Option<String>,
     /// Which side serves the addresses of `route`, where no rollout says.
-    pub side: Side,
+    pub side: Backend,
     /// A connection to it is there within this time.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -61,7 +61,7 @@ impl Default for LegacyConfig {
         Self {
             upstream: None,
             host: None,
-            side: Side::Upstream,
+            side: Backend::Upstream,
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(60),
             requests: 10_000,
@@ -106,14 +106,14 @@ impl LegacyConfig {
                 return wrong(key, "nothing happens in no time", "set at least 1s");
             }
         }
-        if self.side != Side::Upstream && self.route.is_empty() {
+        if self.side != Backend::Upstream && self.route.is_empty() {
             return wrong(
                 "side",
                 "there is no [[legacy.route]] for it",
                 "add one, or leave it out",
             );
         }
-        if self.side == Side::Shadow && self.upstream.is_none() {
+        if self.side == Backend::Shadow && self.upstream.is_none() {
             return wrong("side", "there is no legacy.upstream to compare with", "name it");
         }
         if let Some(host) = &self.host
@@ -130,7 +130,7 @@ impl LegacyConfig {
 /// Who serves somebody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Side {
+pub enum Backend {
     /// The old server.
     #[default]
     Upstream,
@@ -140,7 +140,7 @@ pub enum Side {
     Gateway,
 }
 
-impl Side {
+impl Backend {
     /// As it stands in settings and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -152,14 +152,14 @@ impl Side {
 }
 
 /// Decides who is on which side. Asked once per request to a [`Route`], so it must not wait.
-pub trait Sides: fmt::Debug + Send + Sync {
+pub trait Routing: fmt::Debug + Send + Sync {
     /// The side of a user, or of a client that is known by nothing but its durable id.
-    fn side(&self, unit: &str, groups: &[String]) -> Side;
+    fn side(&self, unit: &str, groups: &[String]) -> Backend;
 }
 
 /// One side for everybody: `legacy.side`.
-impl Sides for Side {
-    fn side(&self, _: &str, _: &[String]) -> Side {
+impl Routing for Backend {
+    fn side(&self, _: &str, _: &[String]) -> Backend {
         *self
     }
 }
@@ -169,10 +169,10 @@ impl Sides for Side {
 pub struct Legacy {
     upstream: Option<Upstream>,
     routes: Vec<Route>,
-    sides: Arc<dyn Sides>,
+    sides: Arc<dyn Routing>,
     redis: Option<Arc<TakeIn>>,
     shadow: Arc<Shadow>,
-    passengers: Arc<Passengers>,
+    passengers: Arc<ProxiedStreams>,
 }
 
 impl Legacy {
@@ -182,7 +182,7 @@ impl Legacy {
     /// When the system's trusted certificates cannot be read, or an address is none.
     pub fn start(
         config: &LegacyConfig,
-        sides: Arc<dyn Sides>,
+        sides: Arc<dyn Routing>,
         (node, limits): (&Arc<Node>, Bounds),
         stage: &Stage,
     ) -> Result<Self, LegacyError> {
@@ -213,8 +213,8 @@ impl Legacy {
     }
 
     /// Who serves somebody; without an old server there is only the gateway.
-    pub fn side(&self, unit: &str, groups: &[String]) -> Side {
-        if self.upstream.is_none() { Side::Gateway } else { self.sides.side(unit, groups) }
+    pub fn side(&self, unit: &str, groups: &[String]) -> Backend {
+        if self.upstream.is_none() { Backend::Gateway } else { self.sides.side(unit, groups) }
     }
 
     /// Whether this node hears what publishers PUBLISH, so that another one may be stopped.
@@ -223,14 +223,14 @@ impl Legacy {
     }
 
     /// Those who have a stream of the old server's.
-    pub fn passengers(&self) -> &Arc<Passengers> {
+    pub fn passengers(&self) -> &Arc<ProxiedStreams> {
         &self.passengers
     }
 
     /// Ends streams of the old server's whose users are on the gateway's side by now, at most so many:
     /// their browsers come back, to the gateway. How many it were.
     pub fn move_over(&self, most: usize) -> usize {
-        self.passengers.let_off(most, |unit, groups| self.side(unit, groups) == Side::Gateway)
+        self.passengers.let_off(most, |unit, groups| self.side(unit, groups) == Backend::Gateway)
     }
 
     /// The comparison of both sides.
@@ -286,13 +286,13 @@ mod tests {
         assert_eq!(LegacyConfig::default().check(Duration::from_secs(120)), Ok(()));
         assert_eq!(refused(|config| config.requests = 0), "legacy.requests");
         assert_eq!(refused(|config| config.timeout = Duration::ZERO), "legacy.timeout");
-        assert_eq!(refused(|config| config.side = Side::Gateway), "legacy.side");
+        assert_eq!(refused(|config| config.side = Backend::Gateway), "legacy.side");
         assert_eq!(refused(|config| config.host = Some("a b".to_owned())), "legacy.host");
     }
 
     #[test]
     fn one_side_is_the_side_of_everybody() {
-        let sides: Arc<dyn Sides> = Arc::new(Side::Shadow);
-        assert_eq!(sides.side("anna", &[]), Side::Shadow);
+        let sides: Arc<dyn Routing> = Arc::new(Backend::Shadow);
+        assert_eq!(sides.side("anna", &[]), Backend::Shadow);
     }
 }

@@ -3,10 +3,10 @@
 //! The node stands between clients and the broker. It knows channels, positions and entries; it
 //! knows no socket, no JSON and no token.
 
-pub mod follow;
+pub mod follower;
 pub mod hub;
 pub mod log;
-mod reading;
+mod log_reader;
 
 use std::{
     fmt,
@@ -20,10 +20,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 pub use self::{
-    hub::Hold,
+    hub::ChannelHandle,
     log::{Batch, ChannelLog, LogEntry, Read, Reader, Tag},
 };
-use self::{hub::Hub, log::RingLimits, reading::Reading};
+use self::{hub::Hub, log::RingLimits, log_reader::LogReader};
 use crate::{
     broker::{
         Broker, BrokerError, Feed, Health, Incoming, Publication, Range, Receipt, Slice, Store,
@@ -92,7 +92,7 @@ const CATCHING_UP: Duration = Duration::from_secs(2);
 pub struct Node {
     name: Arc<str>,
     broker: Arc<dyn Broker>,
-    reading: Arc<Reading>,
+    reading: Arc<LogReader>,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     tap: OnceLock<Arc<dyn Tap>>,
@@ -118,7 +118,7 @@ impl Node {
     ) -> Arc<Self> {
         let ring = RingLimits { events: config.ring_events.get(), bytes: config.ring_bytes.get() };
         let window = (dedup.delivered_ids, dedup.window);
-        let reading = Arc::new(Reading::new(Arc::clone(&broker)));
+        let reading = Arc::new(LogReader::new(Arc::clone(&broker)));
         let source = (Arc::clone(&broker), Arc::clone(&reading));
         let hub = Hub::new(source, ring, window, Arc::clone(&metrics), stage.clone());
         let name = if config.name.is_empty() {
@@ -199,10 +199,10 @@ impl Node {
         &self,
         channel: &Channel,
         since: Option<Position>,
-    ) -> Result<(Hold, Start), BrokerError> {
-        let hold = self.hub.enter(channel).await?;
-        let start = self.place(&hold, since).await?;
-        Ok((hold, start))
+    ) -> Result<(ChannelHandle, Start), BrokerError> {
+        let handle = self.hub.open(channel).await?;
+        let start = self.place(&handle, since).await?;
+        Ok((handle, start))
     }
 
     /// Reads a piece of a channel's log.
@@ -224,8 +224,8 @@ impl Node {
     }
 
     /// Hears that a channel's log stands at `position`.
-    pub fn heard_of(&self, channel: &Channel, position: Position) {
-        self.hub.heard_of(channel, position);
+    pub fn observe_head(&self, channel: &Channel, position: Position) {
+        self.hub.observe_head(channel, position);
     }
 
     /// The open channels with the number of their readers here.
@@ -233,31 +233,39 @@ impl Node {
         self.hub.occupied()
     }
 
-    async fn place(&self, hold: &Hold, since: Option<Position>) -> Result<Start, BrokerError> {
-        let head = hold.log().head().unwrap_or(Position::new(crate::protocol::Epoch::new(0), 0));
+    async fn place(
+        &self,
+        handle: &ChannelHandle,
+        since: Option<Position>,
+    ) -> Result<Start, BrokerError> {
+        let head = handle.log().head().unwrap_or(Position::new(crate::protocol::Epoch::new(0), 0));
         let Some(since) = since else {
             return Ok(Start { cursor: head, head, lost: None, recovered: false });
         };
         let lost = |reason| Start { cursor: head, head, lost: Some(reason), recovered: false };
         if since.epoch != head.epoch || head.offset < since.offset {
             // This node may lag behind the one that gave the position: the broker knows better.
-            return self.place_beyond(hold, since).await;
+            return self.place_beyond(handle, since).await;
         }
-        if !hold.log().covers(since.offset) {
-            hold.fill_back_to(&self.reading, since.offset).await?;
+        if !handle.log().covers(since.offset) {
+            handle.fill_back_to(&self.reading, since.offset).await?;
         }
-        if !hold.log().covers(since.offset) && !self.is_kept(hold, since).await? {
+        if !handle.log().covers(since.offset) && !self.is_kept(handle, since).await? {
             return Ok(lost(ResetReason::Expired));
         }
         Ok(Start { cursor: since, head, lost: None, recovered: true })
     }
 
-    async fn place_beyond(&self, hold: &Hold, since: Position) -> Result<Start, BrokerError> {
-        let channel = hold.log().channel();
+    async fn place_beyond(
+        &self,
+        handle: &ChannelHandle,
+        since: Position,
+    ) -> Result<Start, BrokerError> {
+        let channel = handle.log().channel();
         let slice = self.reading.read(channel, Range::After(since.offset), 1).await?;
         let head = Position::new(slice.epoch, slice.head);
-        self.hub.heard_of(channel, head);
-        let known = hold.log().reaches_epoch(head.epoch, CATCHING_UP).await;
+        self.hub.observe_head(channel, head);
+        let known = handle.log().reaches_epoch(head.epoch, CATCHING_UP).await;
         let next = slice.events.first().map(|(offset, _)| *offset);
         let lost = |reason| Start { cursor: head, head, lost: Some(reason), recovered: false };
         Ok(if !known || slice.epoch != since.epoch || slice.head < since.offset {
@@ -269,8 +277,9 @@ impl Node {
         })
     }
 
-    async fn is_kept(&self, hold: &Hold, since: Position) -> Result<bool, BrokerError> {
-        let slice = self.reading.read(hold.log().channel(), Range::After(since.offset), 1).await?;
+    async fn is_kept(&self, handle: &ChannelHandle, since: Position) -> Result<bool, BrokerError> {
+        let slice =
+            self.reading.read(handle.log().channel(), Range::After(since.offset), 1).await?;
         let next = slice.events.first().map(|(offset, _)| *offset);
         Ok(slice.epoch == since.epoch && next == Some(since.offset + 1))
     }
@@ -299,7 +308,7 @@ async fn pump(node: Arc<Node>, mut feed: Feed, stage: Stage) {
         match news {
             None => return,
             Some(Incoming::Entry(entry)) => node.hub.ingest(entry, !feed.is_empty()),
-            Some(Incoming::Head { channel, position }) => node.hub.heard_of(&channel, position),
+            Some(Incoming::Head { channel, position }) => node.hub.observe_head(&channel, position),
             // The housekeeping would find the holes too, a little later.
             Some(Incoming::Interrupted) => {
                 let _ = node.hub.verify().await;

@@ -6,7 +6,7 @@
 //! word that ends it, or a node's death, lets the member leave. Who looks on is [`audience`]'s
 //! business, how the words travel the cluster's.
 
-pub mod audience;
+pub mod subscribers;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -47,7 +47,7 @@ impl fmt::Debug for NodeId {
 /// What a node says about presence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Word {
+pub enum PresenceUpdate {
     /// I hold this member here, and this is how it looks.
     Hold(Channel, Arc<Member>),
     /// I hold it no longer; it may come back, to me or to another.
@@ -161,27 +161,27 @@ impl Roster {
     }
 
     /// Applies a word that `from` said at `at`.
-    pub fn apply(&mut self, from: NodeId, at: Position, word: Word) -> Outcome {
+    pub fn apply(&mut self, from: NodeId, at: Position, word: PresenceUpdate) -> Outcome {
         let mut outcome = Outcome::default();
         match word {
-            Word::Hold(channel, member) => self.hold(from, channel, member, &mut outcome),
-            Word::Release(channel, session) => {
+            PresenceUpdate::Hold(channel, member) => self.hold(from, channel, member, &mut outcome),
+            PresenceUpdate::Release(channel, session) => {
                 self.release(from, at, channel, session, &mut outcome);
             }
-            Word::Quit(channel, session) => self.remove(channel, session, &mut outcome),
-            Word::Expire(channel, session, parted) => {
+            PresenceUpdate::Quit(channel, session) => self.remove(channel, session, &mut outcome),
+            PresenceUpdate::Expire(channel, session, parted) => {
                 if self.parted(&channel, session) == Some(parted) {
                     self.remove(channel, session, &mut outcome);
                 }
             }
-            Word::Hello | Word::Call => {}
-            Word::Here(all) => self.here(from, at, all, &mut outcome),
-            Word::Dead(node, heard) => {
+            PresenceUpdate::Hello | PresenceUpdate::Call => {}
+            PresenceUpdate::Here(all) => self.here(from, at, all, &mut outcome),
+            PresenceUpdate::Dead(node, heard) => {
                 if self.heard(node) == Some(heard) {
                     self.bury(node, &mut outcome);
                 }
             }
-            Word::Bye => {
+            PresenceUpdate::Bye => {
                 self.nodes.remove(&from);
                 for (channel, session) in self.held_by(from) {
                     self.release(from, at, channel, session, &mut outcome);

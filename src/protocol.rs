@@ -25,4 +25,4 @@ pub use event::{Data, Draft, Event};
 pub use frame::{ClientFrame, FrameError, ServerFrame};
 pub use id::{EventName, MessageId, SessionId, Token, UserId};
 pub use position::{Epoch, Position, Positions};
-pub use presence::{Left, Member, MemberId, PresenceNews};
+pub use presence::{Left, Member, MemberId, PresenceFrame};

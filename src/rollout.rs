@@ -2,23 +2,23 @@
 //!
 //! Everything here that judges is pure: time comes in as a number, and what was seen as counts.
 
-pub mod board;
+pub mod assignment;
 pub mod cohort;
+pub mod evaluation_results;
 pub mod evaluator;
-pub mod findings;
 pub mod flag;
 pub mod guardrail;
 mod lease;
 pub mod measure;
 pub mod meter;
+pub mod node_counts;
 mod percentage;
+pub mod registry;
 pub mod schedule;
 #[cfg(test)]
 mod simulation;
 pub mod source;
 pub mod statistics;
-pub mod tally;
-pub mod verdict;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,12 +26,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use self::{
-    board::Board,
+    evaluation_results::EvaluationResults,
     evaluator::{Evaluator, News},
-    findings::Findings,
     meter::Meter,
+    node_counts::NodeCountsTable,
+    registry::RolloutRegistry,
     source::{Source, SourceConfig, SourceError},
-    tally::Tallies,
 };
 use crate::{broker::Store, lifecycle::Stage};
 
@@ -39,13 +39,13 @@ use crate::{broker::Store, lifecycle::Stage};
 #[derive(Clone, Debug)]
 pub struct Rollouts {
     /// The rollouts as this node knows them.
-    pub board: Arc<Board>,
+    pub registry: Arc<RolloutRegistry>,
     /// What this node counts.
     pub meter: Arc<Meter>,
     /// How many are where.
-    pub tallies: Arc<Tallies>,
+    pub node_counts: Arc<NodeCountsTable>,
     /// What was found by looking.
-    pub findings: Arc<Findings>,
+    pub evaluation_results: Arc<EvaluationResults>,
 }
 
 /// Which node this is.
@@ -72,15 +72,17 @@ impl Rollouts {
         config: &RolloutConfig,
         stage: &Stage,
     ) -> Result<(Self, mpsc::Receiver<News>), SourceError> {
-        let board = Board::start(Arc::clone(store), &place.environment, config.poll, stage);
-        let meter = Meter::start(Arc::clone(&board), place.memory, stage);
-        let tallies = Tallies::start(Arc::clone(store), stage);
-        let findings = Findings::start(Arc::clone(&board), Arc::clone(&tallies), stage);
-        let news = Evaluator::start(Arc::clone(&board), place, stage);
+        let registry =
+            RolloutRegistry::start(Arc::clone(store), &place.environment, config.poll, stage);
+        let meter = Meter::start(Arc::clone(&registry), place.memory, stage);
+        let node_counts = NodeCountsTable::start(Arc::clone(store), stage);
+        let evaluation_results =
+            EvaluationResults::start(Arc::clone(&registry), Arc::clone(&node_counts), stage);
+        let news = Evaluator::start(Arc::clone(&registry), place, stage);
         if let Some(source) = &config.source {
-            Source::start(source, Arc::clone(&board), &place.run, stage)?;
+            Source::start(source, Arc::clone(&registry), &place.run, stage)?;
         }
-        Ok((Self { board, meter, tallies, findings }, news))
+        Ok((Self { registry, meter, node_counts, evaluation_results }, news))
     }
 }
 

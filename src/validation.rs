@@ -7,9 +7,9 @@
 //! once (`auth::Pass`), and count in no figures of a rollout.
 
 pub mod compare;
-mod door;
 mod listener;
 mod run;
+mod self_connector;
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::compare::{Counts, Example};
-pub use self::door::Door;
+pub use self::self_connector::SelfConnector;
 use crate::{
     auth::Auth,
     broker::{
@@ -130,7 +130,7 @@ pub enum ValidationError {
 pub struct Validator {
     auth: Arc<Auth>,
     node: Arc<Node>,
-    door: Door,
+    door: SelfConnector,
     running: Mutex<HashSet<Component>>,
     stopping: CancellationToken,
 }
@@ -152,7 +152,7 @@ impl Validator {
     pub fn new(
         auth: Arc<Auth>,
         node: Arc<Node>,
-        door: Door,
+        door: SelfConnector,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self { auth, node, door, running: Mutex::default(), stopping })

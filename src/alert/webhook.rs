@@ -23,8 +23,8 @@ use tokio::{sync::mpsc, time::sleep_until};
 use tracing::{debug, warn};
 
 use super::{
-    AlertConfig, AlertError, Happening, KEPT,
-    book::{Kept, Told},
+    AlertConfig, AlertError, AlertKind, KEPT,
+    alert_log::{StoredAlert, Told},
     breaker::Breaker,
 };
 use crate::{
@@ -55,7 +55,7 @@ pub struct WebhookConfig {
     pub file: Option<PathBuf>,
     /// What it is told of; empty for everything.
     #[serde(default)]
-    pub events: Vec<Happening>,
+    pub events: Vec<AlertKind>,
     /// Only what somebody should be woken for.
     #[serde(default)]
     pub urgent_only: bool,
@@ -108,12 +108,12 @@ pub(super) struct Target {
 #[derive(Clone, Debug)]
 pub(super) struct Filter {
     pub(super) name: Arc<str>,
-    events: Vec<Happening>,
+    events: Vec<AlertKind>,
     urgent_only: bool,
 }
 
 impl Filter {
-    pub(super) fn wants(&self, alert: &Kept) -> bool {
+    pub(super) fn wants(&self, alert: &StoredAlert) -> bool {
         let named = self.events.is_empty() || self.events.contains(&alert.happening);
         named && (alert.urgent || !self.urgent_only)
     }
@@ -127,9 +127,9 @@ impl Target {
 
 /// Where the alerts for a webhook go.
 #[derive(Debug)]
-pub(super) struct Hook {
+pub(super) struct WebhookQueue {
     pub(super) filter: Filter,
-    pub(super) post: mpsc::Sender<Kept>,
+    pub(super) post: mpsc::Sender<StoredAlert>,
 }
 
 /// The webhooks as they are configured.
@@ -188,7 +188,7 @@ fn signature(key: &hmac::Key, id: &str, timestamp: u64, body: &str) -> String {
 }
 
 /// What a webhook is told.
-fn body(alert: &Kept) -> String {
+fn body(alert: &StoredAlert) -> String {
     json!({
         "id": alert.id,
         "type": alert.happening,
@@ -235,13 +235,13 @@ fn judge(status: StatusCode, retry_after: Option<&str>, now: SystemTime) -> Answ
 
 /// When a webhook is tried again: a random part of what doubles with each try.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+struct RetryPolicy {
     min: Duration,
     max: Duration,
     give_up: Duration,
 }
 
-impl Patience {
+impl RetryPolicy {
     fn most(&self, tries: u32) -> Duration {
         self.min.saturating_mul(1 << tries.saturating_sub(1).min(20)).min(self.max)
     }
@@ -251,15 +251,15 @@ impl Patience {
         jitter.max(asked.unwrap_or_default()).min(self.give_up)
     }
 
-    fn is_over(&self, alert: &Kept) -> bool {
+    fn is_over(&self, alert: &StoredAlert) -> bool {
         let give_up = u64::try_from(self.give_up.as_millis()).unwrap_or(u64::MAX);
         alert.at.saturating_add(give_up) < lifecycle::unix_ms()
     }
 }
 
 /// An alert on its way.
-struct Letter {
-    alert: Kept,
+struct Delivery {
+    alert: StoredAlert,
     tries: u32,
     due: Instant,
 }
@@ -268,9 +268,9 @@ struct Letter {
 pub(super) struct Post {
     target: Target,
     http: reqwest::Client,
-    patience: Patience,
+    patience: RetryPolicy,
     breaker: Breaker,
-    letters: Vec<Letter>,
+    letters: Vec<Delivery>,
     told: mpsc::Sender<Told>,
     sent: Counter,
     failed: Counter,
@@ -297,13 +297,13 @@ impl Post {
         let failed = metrics.webhooks_failed.get_or_create(&label).clone();
         let open = metrics.webhooks_broken.clone();
         let (min, max, give_up) = (config.backoff_min, config.backoff_max, config.give_up);
-        let patience = Patience { min, max, give_up };
+        let patience = RetryPolicy { min, max, give_up };
         let (breaker, letters) = (Breaker::new(), Vec::new());
         Ok(Self { target, http, patience, breaker, letters, told, sent, failed, open })
     }
 
     /// Tells what comes, until it is dropped.
-    pub(super) async fn run(mut self, mut posted: mpsc::Receiver<Kept>) {
+    pub(super) async fn run(mut self, mut posted: mpsc::Receiver<StoredAlert>) {
         let mut rests = Instant::now();
         loop {
             let due = self.letters.iter().map(|letter| letter.due).min().map(|due| due.max(rests));
@@ -311,7 +311,7 @@ impl Post {
             tokio::select! {
                 alert = posted.recv(), if self.letters.len() < KEPT => {
                     let Some(alert) = alert else { return };
-                    self.letters.push(Letter { alert, tries: 0, due: Instant::now() });
+                    self.letters.push(Delivery { alert, tries: 0, due: Instant::now() });
                 }
                 () = turn, if due.is_some() => {
                     self.give_up().await;
@@ -388,7 +388,7 @@ impl Post {
         }
     }
 
-    async fn post(&self, alert: &Kept) -> Answer {
+    async fn post(&self, alert: &StoredAlert) -> Answer {
         let (id, body) = (alert.id.to_string(), body(alert));
         let timestamp = lifecycle::unix_ms() / 1000;
         let request = self

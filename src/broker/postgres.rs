@@ -6,10 +6,12 @@
 //! of theirs is ever waited for.
 
 mod config;
-mod ears;
+mod failure;
+mod health;
+mod interest;
 mod listener;
 mod logs;
-mod note;
+mod notification;
 mod pool;
 mod pruner;
 mod schema;
@@ -17,8 +19,6 @@ mod sequencer;
 mod session;
 mod store;
 mod tls;
-mod trouble;
-mod vitals;
 mod writers;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -29,16 +29,16 @@ use tokio::{sync::mpsc, time::timeout};
 
 pub use self::config::{ConnectionUrl, PostgresConfig};
 use self::{
-    ears::Ears,
+    failure::{Backoff, Failure},
+    health::HealthTracker,
+    interest::Interest,
     listener::{Listener, Probe},
     pool::Pool,
-    pruner::{Grown, Pruner},
+    pruner::{GrownChannels, Pruner},
     sequencer::{Seat, Sequencer},
     session::Target,
     store::PostgresStore,
-    trouble::{Backoff, Trouble},
-    vitals::Vitals,
-    writers::{Inlet, Writer},
+    writers::{WriteSender, Writer},
 };
 use super::{
     Broker, BrokerError, FEED_CAPACITY, Feed, Health, Publication, Range, Receipt, Retentions,
@@ -56,10 +56,10 @@ const WRITERS: usize = 2;
 /// Keeps the logs in PostgreSQL.
 #[derive(Debug)]
 pub struct PostgresBroker {
-    inlet: Inlet,
+    inlet: WriteSender,
     pool: Pool,
-    ears: Arc<Ears>,
-    vitals: Arc<Vitals>,
+    ears: Arc<Interest>,
+    vitals: Arc<HealthTracker>,
     timeout: Duration,
 }
 
@@ -78,12 +78,13 @@ impl PostgresBroker {
             broker: "PostgreSQL".to_owned(),
             reason: format!("broker.postgres: {reason}"),
         })?;
-        let vitals = Arc::new(Vitals::new(target.label()));
+        let vitals = Arc::new(HealthTracker::new(target.label()));
         let pool = Pool::new(&target, config.pool_size).map_err(|why| vitals.refused(&why))?;
         let (inlet, outlet) = writers::queue(Arc::clone(&vitals), config.timeout);
         let (feed, receiver) = mpsc::channel(FEED_CAPACITY);
-        let (ears, probe) = (Arc::new(Ears::new()), Arc::new(Probe::new()));
-        let (grown, seat) = (Arc::new(Mutex::new(Grown::default())), Arc::new(Seat::default()));
+        let (ears, probe) = (Arc::new(Interest::new()), Arc::new(Probe::new()));
+        let (grown, seat) =
+            (Arc::new(Mutex::new(GrownChannels::default())), Arc::new(Seat::default()));
         let backoff = Backoff::new(config.reconnect_min, config.reconnect_max);
         for which in 0..WRITERS {
             let writer = Writer {
@@ -136,10 +137,10 @@ impl PostgresBroker {
     /// Within the timeout, and trouble put into words for the caller.
     async fn within<T>(
         &self,
-        call: impl Future<Output = Result<T, Trouble>>,
+        call: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, BrokerError> {
         let answer = timeout(self.timeout, call).await;
-        let answer = answer.unwrap_or(Err(Trouble::Slow(self.timeout)));
+        let answer = answer.unwrap_or(Err(Failure::Slow(self.timeout)));
         answer.map_err(|trouble| self.vitals.unavailable(&trouble))
     }
 }
@@ -185,7 +186,7 @@ impl Broker for PostgresBroker {
             // Created here or by another just now, who may have published already: read again.
             logs::open(&self.pool, channel).await?;
             let slice = logs::read(&self.pool, channel, range, limit).await?;
-            slice.ok_or_else(|| Trouble::Other(format!("the log of {channel} was deleted")))
+            slice.ok_or_else(|| Failure::Other(format!("the log of {channel} was deleted")))
         })
         .await
     }

@@ -10,18 +10,18 @@
 //! It knows nothing of who listens in this process.
 
 pub(crate) mod backoff;
-mod calls;
 mod cluster;
+mod command_connection;
+mod commands;
 mod config;
 pub(crate) mod dial;
-mod ear;
 mod library;
-mod link;
 pub(crate) mod resp;
 mod server;
 mod shard;
 mod store;
-mod talk;
+mod subscriber;
+mod subscriber_connection;
 
 use std::sync::Arc;
 
@@ -37,13 +37,13 @@ use tokio::{
 pub use self::config::{RedisConfig, RedisConfigError, RedisMode, RedisUrl};
 use self::{
     backoff::Backoff,
-    calls::{Calls, Over, failure, unavailable},
     cluster::Follower,
-    ear::Unheard,
+    commands::{Commands, Route, failure, unavailable},
     library::Keys,
     server::Server,
-    shard::{Map, Shard, Site},
+    shard::{Context, Map, Shard},
     store::RedisStore,
+    subscriber::NotSubscribed,
 };
 use super::{
     Broker, BrokerError, FEED_CAPACITY, Feed, Health, Publication, Range, Receipt, Retentions,
@@ -57,7 +57,7 @@ use crate::{
 /// Keeps the logs in Redis.
 #[derive(Debug)]
 pub struct RedisBroker {
-    site: Arc<Site>,
+    site: Arc<Context>,
     retentions: Arc<Retentions>,
     /// Why the Cluster is not known.
     trouble: Arc<Mutex<Option<String>>>,
@@ -75,7 +75,7 @@ impl RedisBroker {
     ) -> Result<(Self, Feed), RedisConfigError> {
         config.check()?;
         let (feed, receiver) = mpsc::channel(FEED_CAPACITY);
-        let site = Arc::new(Site {
+        let site = Arc::new(Context {
             keys: Keys::new(&config.prefix),
             sharded: config.mode == RedisMode::Cluster,
             timeout: config.timeout,
@@ -121,8 +121,8 @@ impl RedisBroker {
             place = shard.place();
             why = match timeout_at(deadline, shard.ear.hear(channel)).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(Unheard::Because(why))) => return Err(unavailable(&place, why)),
-                Ok(Err(Unheard::Moved)) => "the channel's slot is on the move".to_owned(),
+                Ok(Err(NotSubscribed::Because(why))) => return Err(unavailable(&place, why)),
+                Ok(Err(NotSubscribed::Moved)) => "the channel's slot is on the move".to_owned(),
                 Err(_) => return Err(unavailable(&place, "no answer in time")),
             };
             self.site.remap(deadline).await;
@@ -133,7 +133,7 @@ impl RedisBroker {
     /// The head as the function tells it: begun if there is none, begun anew if it ends too early.
     async fn begin(
         &self,
-        calls: &Calls<'_>,
+        calls: &Commands<'_>,
         odd: &[(&Channel, Option<Position>)],
     ) -> Vec<Result<Position, BrokerError>> {
         let channels: Vec<_> = odd.iter().map(|(channel, _)| *channel).collect();
@@ -141,11 +141,11 @@ impl RedisBroker {
             let (channel, known) = odd[number];
             library::head(&self.site.keys.head(channel), self.retentions.of(channel), known)
         };
-        let answers = calls.each(Over::Writing, &channels, command).await;
+        let answers = calls.each(Route::Writing, &channels, command).await;
         answers.into_iter().map(|answer| understood(library::head_of(answer?))).collect()
     }
 
-    async fn head(&self, calls: &Calls<'_>, channel: &Channel) -> Result<Position, BrokerError> {
+    async fn head(&self, calls: &Commands<'_>, channel: &Channel) -> Result<Position, BrokerError> {
         self.begin(calls, &[(channel, None)]).await.remove(0)
     }
 
@@ -153,7 +153,7 @@ impl RedisBroker {
     /// that epoch. No transaction, so that the server can do others' work in between.
     async fn piece(
         &self,
-        calls: &Calls<'_>,
+        calls: &Commands<'_>,
         channel: &Channel,
         range: Range,
         limit: usize,
@@ -162,7 +162,7 @@ impl RedisBroker {
             1 => library::piece(&self.site.keys.log(channel), range, limit),
             _ => library::stored(&self.site.keys.head(channel)),
         };
-        let mut answers = calls.each(Over::Reading, &[channel; 3], command).await.into_iter();
+        let mut answers = calls.each(Route::Reading, &[channel; 3], command).await.into_iter();
         let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
         let before = understood(library::stored_head(next()?))?;
         let events = understood(library::events(next()?))?;
@@ -185,7 +185,7 @@ impl Broker for RedisBroker {
             let Publication { channel, draft } = &batch[number];
             library::publish(&self.site.keys.head(channel), draft, self.retentions.of(channel))
         };
-        let answers = Calls::new(&self.site).each(Over::Writing, &channels, command).await;
+        let answers = Commands::new(&self.site).each(Route::Writing, &channels, command).await;
         answers.into_iter().map(|answer| understood(library::receipt(answer?))).collect()
     }
 
@@ -193,7 +193,7 @@ impl Broker for RedisBroker {
         // The interest comes first: if the connection breaks meanwhile, the next one catches up.
         let new = self.site.interest.insert(channel.clone());
         let subscribed = match self.hear(channel).await {
-            Ok(()) => self.head(&Calls::new(&self.site), channel).await,
+            Ok(()) => self.head(&Commands::new(&self.site), channel).await,
             Err(error) => Err(error),
         };
         if new && subscribed.is_err() {
@@ -217,7 +217,7 @@ impl Broker for RedisBroker {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError> {
-        let calls = Calls::new(&self.site);
+        let calls = Commands::new(&self.site);
         for _try in 0..3 {
             if let Some(slice) = self.piece(&calls, channel, range, limit).await? {
                 return Ok(slice);
@@ -227,10 +227,10 @@ impl Broker for RedisBroker {
     }
 
     async fn verify(&self, known: &[(Channel, Position)]) -> Result<Vec<Position>, BrokerError> {
-        let calls = Calls::new(&self.site);
+        let calls = Commands::new(&self.site);
         let channels: Vec<_> = known.iter().map(|(channel, _)| channel).collect();
         let command = |number: usize| library::stored(&self.site.keys.head(channels[number]));
-        let stored = calls.each(Over::Reading, &channels, command).await;
+        let stored = calls.each(Route::Reading, &channels, command).await;
         let mut heads = Vec::with_capacity(known.len());
         let mut odd = Vec::new();
         for (number, (answer, (channel, known))) in stored.into_iter().zip(known).enumerate() {

@@ -3,7 +3,7 @@
 //!
 //! The users are real clients over real sockets; only what they are, and their bad network, is made up.
 
-mod user;
+mod simulated_user;
 
 use std::{
     net::SocketAddr,
@@ -23,7 +23,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use self::user::User;
+use self::simulated_user::User;
 use crate::{
     config::{Config, Vars},
     gateway::Gateway,
@@ -134,7 +134,8 @@ fn publish(crowd: &Arc<Crowd>, stage: &Stage) {
             let mut tick = tokio::time::interval(Duration::from_millis(200));
             for number in 0_u64.. {
                 tick.tick().await;
-                let event = json!({ "channel": user::CHANNEL, "name": "tick", "data": number });
+                let event =
+                    json!({ "channel": simulated_user::CHANNEL, "name": "tick", "data": number });
                 let url = format!("http://{}/api/publish", crowd.addr);
                 let _ = crowd.http.post(url).json(&event).send().await;
             }

@@ -9,12 +9,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Cluster, Joining, LOG, Order, SYNC, Saying, Speech, State, speech};
+use super::{Cluster, ClusterMessage, JoiningNode, LOG, Order, Payload, SYNC, State, message};
 use crate::{
     broker::{Publication, Range},
     lifecycle::{self, Stage},
-    node::follow::{Follower, Step},
-    presence::{NodeId, Parted, Snapshot, Word},
+    node::follower::{Follower, Step},
+    presence::{NodeId, Parted, PresenceUpdate, Snapshot},
     protocol::{Channel, Data, Draft, MessageId, Position},
 };
 
@@ -90,10 +90,10 @@ async fn join(cluster: &Cluster) -> Follower {
         if others == 0 {
             cluster.begin(&mut state, Snapshot::default());
             // By the broker's clock there is nobody. Clocks may be wrong.
-            cluster.say(&mut state, &Saying::Presence(Word::Call));
+            cluster.say(&mut state, &Payload::Presence(PresenceUpdate::Call));
         } else {
-            state.joining = Some(Joining::default());
-            cluster.say(&mut state, &Saying::Presence(Word::Hello));
+            state.joining = Some(JoiningNode::default());
+            cluster.say(&mut state, &Payload::Presence(PresenceUpdate::Hello));
         }
         return follower;
     }
@@ -122,9 +122,11 @@ async fn alive(
                 until = 0;
                 break;
             }
-            let Ok(speech) = serde_json::from_str::<Speech>(event.data.as_str()) else { continue };
+            let Ok(speech) = serde_json::from_str::<ClusterMessage>(event.data.as_str()) else {
+                continue;
+            };
             if nodes.iter().all(|(node, ..)| *node != speech.from) {
-                let gone = speech.say.contains(&Saying::Presence(Word::Bye));
+                let gone = speech.say.contains(&Payload::Presence(PresenceUpdate::Bye));
                 nodes.push((speech.from, Position::new(slice.epoch, *offset), gone));
             }
         }
@@ -148,7 +150,7 @@ pub(super) async fn speak(cluster: Arc<Cluster>, stage: Stage) {
             () = stage.stopping().cancelled() => break,
         }
     }
-    cluster.say(&mut cluster.state.lock(), &Saying::Presence(Word::Bye));
+    cluster.say(&mut cluster.state.lock(), &Payload::Presence(PresenceUpdate::Bye));
     if timeout(LAST_WORDS, speak_out(&cluster)).await.is_err() {
         debug!("the other nodes will find out by themselves that this one has gone");
     }
@@ -188,7 +190,7 @@ fn next_speech(cluster: &Cluster) -> Data {
         }
         sayings.push(saying);
     }
-    Data::lenient(&speech::write(cluster.me, sayings))
+    Data::lenient(&message::write(cluster.me, sayings))
 }
 
 /// Tells those who look on what has changed, gathered for a moment.
@@ -252,7 +254,7 @@ impl Cluster {
             joining.since.clear();
         }
         self.announce(state);
-        self.say(state, &Saying::Presence(Word::Call));
+        self.say(state, &Payload::Presence(PresenceUpdate::Call));
     }
 
     fn keep(&self) {
@@ -262,7 +264,7 @@ impl Cluster {
         if state.joining.is_some() && state.joined.is_some_and(|joined| SYNC <= now - joined) {
             warn!("no node has shown this one who is where: it begins with what each holds");
             self.begin(state, Snapshot::default());
-            self.say(state, &Saying::Presence(Word::Call));
+            self.say(state, &Payload::Presence(PresenceUpdate::Call));
         }
         self.show_newcomers(state);
         let is_judge = self.is_judge(state, now);
@@ -270,7 +272,11 @@ impl Cluster {
         let mut words = Vec::new();
         for (parted, tries) in due(state, now) {
             if in_touch && (is_judge || 0 < tries) {
-                words.push(Word::Expire(parted.channel.clone(), parted.session, parted.at));
+                words.push(PresenceUpdate::Expire(
+                    parted.channel.clone(),
+                    parted.session,
+                    parted.at,
+                ));
             }
             state.parted.push_back((now + AGAIN, parted, tries + u32::from(in_touch)));
         }
@@ -279,7 +285,7 @@ impl Cluster {
             words.extend(silent(state, now, patience));
         }
         for word in words {
-            self.say(state, &Saying::Presence(word));
+            self.say(state, &Payload::Presence(word));
         }
     }
 
@@ -303,7 +309,7 @@ impl Cluster {
 }
 
 /// Says of whom nothing was heard for so long that they are dead.
-fn silent(state: &mut State, now: std::time::Instant, patience: Duration) -> Vec<Word> {
+fn silent(state: &mut State, now: std::time::Instant, patience: Duration) -> Vec<PresenceUpdate> {
     let State { roster, heard, accused, .. } = state;
     // Only the roster's nodes can be buried; the others are just not there.
     heard.retain(|node, heard| roster.heard(*node).is_some() || now - *heard < patience);
@@ -313,7 +319,7 @@ fn silent(state: &mut State, now: std::time::Instant, patience: Duration) -> Vec
         if silent && accused.get(&node).is_none_or(|accused| AGAIN <= now - *accused) {
             info!(%node, "nothing was heard of a node for cluster.node_timeout: it is dead");
             accused.insert(node, now);
-            words.push(Word::Dead(node, at));
+            words.push(PresenceUpdate::Dead(node, at));
         }
     }
     words

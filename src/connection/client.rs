@@ -19,14 +19,15 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::{
-    Admit, accounts::Account, link::Link, moving::Mobility, orders::Parting, socket::Socket,
+    AdmissionPermit, active_subscription::ActiveSubscription, cluster_commands::CloseReason,
+    migration::MigrationState, session_stats::SessionStats, socket::Socket,
 };
 use crate::{
     auth::Identity,
     cluster::Look,
     lifecycle,
     node::{Batch, LogEntry, Node, Read, Reader, Tag},
-    presence::audience::{News, Watcher},
+    presence::subscribers::{PresenceDiff, PresenceSubscriber},
     protocol::{
         CloseCode, Data, MemberId, Position, Positions, ServerFrame, UserId, WireFormat, codec,
         frame::ResetReason,
@@ -49,7 +50,7 @@ pub struct Client {
     pub(super) socket: Socket,
     delivered: Counter,
     pub(super) format: WireFormat,
-    desk: Mutex<Desk>,
+    client_state: Mutex<ClientState>,
     pub(super) node: Arc<Node>,
     pub(super) wake: Notify,
     /// Which of this node's connections it is.
@@ -60,15 +61,15 @@ pub struct Client {
 
 /// What the fan-out and the task take turns at.
 #[repr(C)]
-pub(super) struct Desk {
-    flow: Flow,
+pub(super) struct ClientState {
+    flow: WriteState,
     /// Bytes the socket did not take: replies, and the rest of at most one event.
     rest: VecDeque<Bytes>,
-    pub(super) session: Session<Link>,
+    pub(super) session: Session<ActiveSubscription>,
     /// Who it is; none until it has said so.
     pub(super) identity: Option<Arc<Identity>>,
     /// Its place among the clients, given back when the connection ends.
-    pub(super) admission: Option<Box<dyn Admit>>,
+    pub(super) admission: Option<Box<dyn AdmissionPermit>>,
     /// How much the client may ask for.
     pub(super) allowance: Allowance,
     /// How much it may publish.
@@ -82,11 +83,11 @@ pub(super) struct Desk {
     /// The session goes on elsewhere; this connection may end by itself.
     pub(super) superseded: bool,
     /// What is known for moving it to another transport.
-    pub(super) mobility: Mobility,
+    pub(super) mobility: MigrationState,
     /// What is counted of it.
-    pub(super) account: Account,
+    pub(super) account: SessionStats,
     /// Somebody said that the connection is to end.
-    parting: Option<Parting>,
+    parting: Option<CloseReason>,
     /// Some onlooker has missed news.
     stale: bool,
     /// The connection is over: nothing may be opened any more.
@@ -95,14 +96,14 @@ pub(super) struct Desk {
 
 /// What the socket said last.
 #[derive(Debug, Default)]
-struct Flow {
+struct WriteState {
     /// It takes nothing until it is writable again.
     full: bool,
     /// Since when it took nothing, however often it was tried.
     blocked_since: Option<Instant>,
 }
 
-impl Desk {
+impl ClientState {
     /// How long the socket has been taking nothing.
     pub(super) fn stalled_for(&self) -> Option<Duration> {
         self.flow.blocked_since.map(|since| since.elapsed())
@@ -115,14 +116,14 @@ impl Desk {
 
     /// Takes everything back that was opened, and lets nothing be opened any more: a request that
     /// ends later finds it closed.
-    pub(super) fn close(&mut self) -> Vec<Subscription<Link>> {
+    pub(super) fn close(&mut self) -> Vec<Subscription<ActiveSubscription>> {
         self.closed = true;
         self.admission = None;
         self.session.close_all()
     }
 
     /// How the connection is to end, if somebody said so.
-    pub(super) fn parting(&self) -> Option<&Parting> {
+    pub(super) fn parting(&self) -> Option<&CloseReason> {
         self.parting.as_ref()
     }
 
@@ -163,7 +164,7 @@ impl Desk {
 
 /// How far a client's task got with what is due.
 #[derive(Debug)]
-pub(super) enum Due {
+pub(super) enum Pending {
     /// Everything is written.
     Nothing,
     /// The socket is full.
@@ -175,7 +176,7 @@ pub(super) enum Due {
     /// The client is gone.
     Gone,
     /// The connection is to end.
-    Parting(CloseCode),
+    CloseReason(CloseCode),
 }
 
 impl fmt::Debug for Client {
@@ -191,10 +192,10 @@ impl Client {
         format: WireFormat,
         node: Arc<Node>,
         (number, delivered): (u64, Counter),
-        session: Session<Link>,
+        session: Session<ActiveSubscription>,
     ) -> Self {
         let allowance = Allowance::full(Instant::now());
-        let desk = Desk {
+        let client_state = ClientState {
             session,
             identity: None,
             admission: None,
@@ -204,54 +205,63 @@ impl Client {
             claiming: false,
             by_plan: false,
             superseded: false,
-            mobility: Mobility::default(),
-            account: Account::default(),
+            mobility: MigrationState::default(),
+            account: SessionStats::default(),
             parting: None,
             stale: false,
             closed: false,
             rest: VecDeque::new(),
-            flow: Flow::default(),
+            flow: WriteState::default(),
         };
         let wake = Notify::new();
         let arrived = lifecycle::unix_ms();
-        Self { socket, format, node, wake, number, arrived, delivered, desk: Mutex::new(desk) }
+        Self {
+            socket,
+            format,
+            node,
+            wake,
+            number,
+            arrived,
+            delivered,
+            client_state: Mutex::new(client_state),
+        }
     }
 
-    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock()
+    pub(super) fn state(&self) -> MutexGuard<'_, ClientState> {
+        self.client_state.lock()
     }
 
     /// Bytes that are kept for the client, the kernel's not counted.
-    pub(super) fn accounted(&self, desk: &Desk) -> u64 {
-        let rest: usize = desk.rest.iter().map(Bytes::len).sum();
-        (size_of::<Self>() + rest + desk.session.bytes_elsewhere()) as u64
+    pub(super) fn accounted(&self, client_state: &ClientState) -> u64 {
+        let rest: usize = client_state.rest.iter().map(Bytes::len).sum();
+        (size_of::<Self>() + rest + client_state.session.bytes_elsewhere()) as u64
     }
 
     /// Puts a frame behind what is written already.
-    pub(super) fn send(&self, desk: &mut Desk, frame: &ServerFrame) {
+    pub(super) fn send(&self, client_state: &mut ClientState, frame: &ServerFrame) {
         let moves = matches!(frame, ServerFrame::Welcome { .. } | ServerFrame::Reset { .. });
-        let id = (self.format.is_sse() && moves).then(|| desk.session.positions());
+        let id = (self.format.is_sse() && moves).then(|| client_state.session.positions());
         // Without a channel there is no place to come back to.
         let id = id.filter(|id| !matches!(id, Positions::Many(list) if list.is_empty()));
-        desk.rest.push_back(codec::control(frame, self.format, id.as_ref()));
+        client_state.rest.push_back(codec::control(frame, self.format, id.as_ref()));
     }
 
     /// Puts bytes behind what is written already.
-    pub(super) fn send_bytes(&self, desk: &mut Desk, bytes: Bytes) {
-        desk.rest.push_back(bytes);
+    pub(super) fn send_bytes(&self, client_state: &mut ClientState, bytes: Bytes) {
+        client_state.rest.push_back(bytes);
     }
 
     /// Ends the connection.
-    pub(super) fn part(&self, parting: Parting) {
-        self.desk().parting.get_or_insert(parting);
+    pub(super) fn part(&self, parting: CloseReason) {
+        self.state().parting.get_or_insert(parting);
         self.wake.notify_one();
     }
 
     /// Shows the members of the channels whose news were missed.
-    fn show_anew(&self, desk: &mut Desk) {
-        desk.stale = false;
+    fn show_anew(&self, client_state: &mut ClientState) {
+        client_state.stale = false;
         let mut frames = Vec::new();
-        for Subscription { channel, link, .. } in desk.session.subscriptions() {
+        for Subscription { channel, link, .. } in client_state.session.subscriptions() {
             let Some(onlooker) = link.onlooker.as_mut().filter(|onlooker| onlooker.stale) else {
                 continue;
             };
@@ -263,116 +273,135 @@ impl Client {
             }
         }
         for frame in frames {
-            self.send(desk, &frame);
+            self.send(client_state, &frame);
         }
     }
 
     /// The socket has room again.
     pub(super) fn has_room(&self) {
-        self.desk().flow.full = false;
+        self.state().flow.full = false;
     }
 
     /// Writes what is due, in pieces of [`WRITE_BUDGET`].
-    pub(super) fn write_due(&self) -> Due {
-        let mut desk = self.desk();
-        if let Some(parting) = desk.parting.as_ref().filter(|_| !desk.closed) {
-            return Due::Parting(parting.code);
+    pub(super) fn write_due(&self) -> Pending {
+        let mut client_state = self.state();
+        if let Some(parting) = client_state.parting.as_ref().filter(|_| !client_state.closed) {
+            return Pending::CloseReason(parting.code);
         }
-        if desk.flow.full {
-            return Due::Blocked;
+        if client_state.flow.full {
+            return Pending::Blocked;
         }
         let mut far_behind = None;
         for _ in 0..WRITES_IN_A_ROW {
-            match self.flush(&mut desk) {
+            match self.flush(&mut client_state) {
                 Ok(true) => {}
-                Ok(false) => return Due::Blocked,
-                Err(_) => return Due::Gone,
+                Ok(false) => return Pending::Blocked,
+                Err(_) => return Pending::Gone,
             }
-            if desk.stale {
-                self.show_anew(&mut desk);
+            if client_state.stale {
+                self.show_anew(&mut client_state);
                 continue;
             }
-            let Some(subscription) = desk.session.behind(far_behind) else {
-                return far_behind.map_or(Due::Nothing, Due::CatchUp);
+            let Some(subscription) = client_state.session.behind(far_behind) else {
+                return far_behind.map_or(Pending::Nothing, Pending::CatchUp);
             };
             let tag = subscription.tag;
             match subscription.link.log().read_after(subscription.cursor, WRITE_BUDGET) {
                 Read::UpToDate => subscription.behind = false,
                 // The others first: they only need what is at hand.
                 Read::FellBehind if far_behind.is_none() => far_behind = Some(tag),
-                Read::FellBehind => return Due::CatchUp(tag),
-                Read::OtherEpoch(head) => self.reset(&mut desk, tag, head, ResetReason::Epoch),
+                Read::FellBehind => return Pending::CatchUp(tag),
+                Read::OtherEpoch(head) => {
+                    self.reset(&mut client_state, tag, head, ResetReason::Epoch)
+                }
                 Read::Entries(entries) => {
-                    if self.write(&mut desk, tag, &entries).is_err() {
-                        return Due::Gone;
+                    if self.write(&mut client_state, tag, &entries).is_err() {
+                        return Pending::Gone;
                     }
-                    if desk.flow.full {
-                        return Due::Blocked;
+                    if client_state.flow.full {
+                        return Pending::Blocked;
                     }
                 }
             }
         }
-        Due::More
+        Pending::More
     }
 
     /// Tells the client that something is lost, and goes on at `to`.
-    pub(super) fn reset(&self, desk: &mut Desk, tag: Tag, to: Position, reason: ResetReason) {
-        if let Some(frame) = desk.session.reset(tag, to, reason) {
+    pub(super) fn reset(
+        &self,
+        client_state: &mut ClientState,
+        tag: Tag,
+        to: Position,
+        reason: ResetReason,
+    ) {
+        if let Some(frame) = client_state.session.reset(tag, to, reason) {
             self.node.metrics().resets.inc();
-            self.send(desk, &frame);
+            self.send(client_state, &frame);
         }
     }
 
     /// Writes entries that were read from the broker's log, unless something has to go out first:
     /// then they are read again.
-    pub(super) fn write_read(&self, desk: &mut Desk, tag: Tag, entries: &[Arc<LogEntry>]) {
+    pub(super) fn write_read(
+        &self,
+        client_state: &mut ClientState,
+        tag: Tag,
+        entries: &[Arc<LogEntry>],
+    ) {
         // A client that is gone is found gone by its own task.
-        if matches!(self.flush(desk), Ok(true)) {
-            let _ = self.write(desk, tag, entries);
+        if matches!(self.flush(client_state), Ok(true)) {
+            let _ = self.write(client_state, tag, entries);
         }
     }
 
     /// Writes entries that follow the subscription's cursor, and moves it past those that are out.
     /// Nothing may wait in front of them.
-    fn write(&self, desk: &mut Desk, tag: Tag, entries: &[Arc<LogEntry>]) -> io::Result<()> {
+    fn write(
+        &self,
+        client_state: &mut ClientState,
+        tag: Tag,
+        entries: &[Arc<LogEntry>],
+    ) -> io::Result<()> {
         let mut frames: SmallVec<[Bytes; 16]> = SmallVec::with_capacity(entries.len());
         for entry in entries {
-            frames.push(self.frame(desk, tag, entry));
+            frames.push(self.frame(client_state, tag, entry));
         }
         let nothing_shown = frames.iter().all(Bytes::is_empty);
-        let written = if nothing_shown { 0 } else { self.attempt(&mut desk.flow, &frames)? };
-        self.settle(desk, tag, entries, &frames, written);
+        let written =
+            if nothing_shown { 0 } else { self.attempt(&mut client_state.flow, &frames)? };
+        self.settle(client_state, tag, entries, &frames, written);
         Ok(())
     }
 
     /// Writes what waits; whether all of it is out.
-    fn flush(&self, desk: &mut Desk) -> io::Result<bool> {
-        while !desk.rest.is_empty() {
-            desk.rest.make_contiguous();
-            let (pieces, _) = desk.rest.as_slices();
-            let mut written = self.attempt(&mut desk.flow, pieces)?;
-            if desk.flow.full {
+    fn flush(&self, client_state: &mut ClientState) -> io::Result<bool> {
+        while !client_state.rest.is_empty() {
+            client_state.rest.make_contiguous();
+            let (pieces, _) = client_state.rest.as_slices();
+            let mut written = self.attempt(&mut client_state.flow, pieces)?;
+            if client_state.flow.full {
                 return Ok(false);
             }
-            while let Some(piece) = desk.rest.front_mut() {
+            while let Some(piece) = client_state.rest.front_mut() {
                 if written < piece.len() {
                     let _ = piece.split_to(written);
                     break;
                 }
                 written -= piece.len();
-                desk.rest.pop_front();
+                client_state.rest.pop_front();
             }
         }
         // A queue that was used once would stay as it grew for as long as the client is there.
-        desk.rest.shrink_to_fit();
+        client_state.rest.shrink_to_fit();
         Ok(true)
     }
 
     /// Writes what fits, and notes since when nothing does.
-    fn attempt(&self, flow: &mut Flow, pieces: &[Bytes]) -> io::Result<usize> {
+    fn attempt(&self, flow: &mut WriteState, pieces: &[Bytes]) -> io::Result<usize> {
         match self.socket.try_write(pieces) {
             Ok(written) => {
-                *flow = Flow::default();
+                *flow = WriteState::default();
                 Ok(written)
             }
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
@@ -388,13 +417,13 @@ impl Client {
     /// torn is kept, the others stay in the log.
     fn settle(
         &self,
-        desk: &mut Desk,
+        client_state: &mut ClientState,
         tag: Tag,
         entries: &[Arc<LogEntry>],
         frames: &[Bytes],
         mut written: usize,
     ) {
-        let Some(subscription) = desk.session.get_mut(tag) else { return };
+        let Some(subscription) = client_state.session.get_mut(tag) else { return };
         let mut delivered = 0;
         for (entry, frame) in entries.iter().zip(frames) {
             if written == 0 && !frame.is_empty() {
@@ -403,7 +432,7 @@ impl Client {
             subscription.cursor = entry.position;
             delivered += u64::from(!frame.is_empty());
             if written < frame.len() {
-                desk.rest.push_back(frame.slice(written..));
+                client_state.rest.push_back(frame.slice(written..));
                 break;
             }
             written -= frame.len();
@@ -412,23 +441,23 @@ impl Client {
     }
 
     /// The entry as this client gets it; empty for one that is not shown.
-    fn frame(&self, desk: &Desk, tag: Tag, entry: &LogEntry) -> Bytes {
+    fn frame(&self, client_state: &ClientState, tag: Tag, entry: &LogEntry) -> Bytes {
         if !entry.is_shown() {
             return Bytes::new();
         }
         let encoded = entry.frame(self.format);
-        if !self.format.is_sse() || desk.session.tells_one_position() {
+        if !self.format.is_sse() || client_state.session.tells_one_position() {
             return encoded.bytes.clone();
         }
         // A stream of several channels says with each event where it stands in all of them.
-        let id = codec::id_line(&desk.session.positions_with(tag, entry.position));
+        let id = codec::id_line(&client_state.session.positions_with(tag, entry.position));
         let mut own = BytesMut::with_capacity(id.len() + encoded.bytes.len());
         own.extend_from_slice(&id);
         own.extend_from_slice(&encoded.without_id());
         own.freeze()
     }
 
-    fn leave_to_task(&self, subscription: &mut Subscription<Link>) {
+    fn leave_to_task(&self, subscription: &mut Subscription<ActiveSubscription>) {
         if !subscription.behind {
             subscription.behind = true;
             self.wake.notify_one();
@@ -438,20 +467,20 @@ impl Client {
 
 impl Reader for Client {
     fn offer(&self, tag: Tag, batch: &Batch) {
-        let mut guard = self.desk();
-        let desk = &mut *guard;
-        let shared = !self.format.is_sse() || desk.session.tells_one_position();
-        let Some(subscription) = desk.session.get_mut(tag) else { return };
+        let mut guard = self.state();
+        let client_state = &mut *guard;
+        let shared = !self.format.is_sse() || client_state.session.tells_one_position();
+        let Some(subscription) = client_state.session.get_mut(tag) else { return };
         if subscription.holds(batch.ends_at()) {
             return;
         }
         let follows = subscription.cursor == batch.starts_after();
-        if !follows || subscription.behind || !desk.rest.is_empty() {
+        if !follows || subscription.behind || !client_state.rest.is_empty() {
             return self.leave_to_task(subscription);
         }
         if !shared {
-            let written = self.write(desk, tag, &batch.entries);
-            return self.check_out(desk, tag, batch, written.is_ok());
+            let written = self.write(client_state, tag, &batch.entries);
+            return self.check_out(client_state, tag, batch, written.is_ok());
         }
         let joined = batch.joined(self.format);
         if joined.is_empty() {
@@ -459,44 +488,44 @@ impl Reader for Client {
             subscription.cursor = batch.ends_at();
             return;
         }
-        let written = self.attempt(&mut desk.flow, std::slice::from_ref(joined));
+        let written = self.attempt(&mut client_state.flow, std::slice::from_ref(joined));
         if written.as_ref().is_ok_and(|written| *written == joined.len()) {
             subscription.cursor = batch.ends_at();
             self.delivered.inc_by(batch.shown() as u64);
             return;
         }
         let frames: SmallVec<[Bytes; 16]> =
-            batch.entries.iter().map(|entry| self.frame(desk, tag, entry)).collect();
-        self.settle(desk, tag, &batch.entries, &frames, *written.as_ref().unwrap_or(&0));
-        self.check_out(desk, tag, batch, written.is_ok());
+            batch.entries.iter().map(|entry| self.frame(client_state, tag, entry)).collect();
+        self.settle(client_state, tag, &batch.entries, &frames, *written.as_ref().unwrap_or(&0));
+        self.check_out(client_state, tag, batch, written.is_ok());
     }
 
-    fn nudge(&self, tag: Tag) {
-        if let Some(subscription) = self.desk().session.get_mut(tag) {
+    fn wake(&self, tag: Tag) {
+        if let Some(subscription) = self.state().session.get_mut(tag) {
             self.leave_to_task(subscription);
         }
     }
 }
 
-impl Watcher for Client {
-    fn tell(&self, tag: Tag, news: &Arc<News>) {
-        let mut guard = self.desk();
-        let desk = &mut *guard;
-        let clear = desk.rest.is_empty() && !desk.flow.full;
-        let Some(subscription) = desk.session.get_mut(tag) else { return };
+impl PresenceSubscriber for Client {
+    fn tell(&self, tag: Tag, news: &Arc<PresenceDiff>) {
+        let mut guard = self.state();
+        let client_state = &mut *guard;
+        let clear = client_state.rest.is_empty() && !client_state.flow.full;
+        let Some(subscription) = client_state.session.get_mut(tag) else { return };
         let Some(onlooker) = &mut subscription.link.onlooker else { return };
         if news.number <= onlooker.number || onlooker.stale {
             return;
         }
         if !clear {
             onlooker.stale = true;
-            desk.stale = true;
+            client_state.stale = true;
             return self.wake.notify_one();
         }
         onlooker.number = news.number;
         self.node.metrics().presence_frames.inc();
-        desk.rest.push_back(news.encoded(self.format).clone());
-        if !matches!(self.flush(desk), Ok(true)) {
+        client_state.rest.push_back(news.encoded(self.format).clone());
+        if !matches!(self.flush(client_state), Ok(true)) {
             self.wake.notify_one();
         }
     }
@@ -504,9 +533,9 @@ impl Watcher for Client {
 
 impl Client {
     /// Wakes the task unless the whole batch is out: it sees to the rest, or finds the client gone.
-    fn check_out(&self, desk: &mut Desk, tag: Tag, batch: &Batch, alive: bool) {
-        let torn = !desk.rest.is_empty();
-        if let Some(subscription) = desk.session.get_mut(tag)
+    fn check_out(&self, client_state: &mut ClientState, tag: Tag, batch: &Batch, alive: bool) {
+        let torn = !client_state.rest.is_empty();
+        if let Some(subscription) = client_state.session.get_mut(tag)
             && (torn || !alive || !subscription.holds(batch.ends_at()))
         {
             self.leave_to_task(subscription);

@@ -6,7 +6,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// What it is time for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Beat {
+pub(super) enum HeartbeatEvent {
     /// Send a ping.
     Ping,
     /// Nothing was heard for two heartbeats.
@@ -51,13 +51,17 @@ impl Heartbeat {
     }
 
     /// Waits for the next beat. Cancel-safe: the timer keeps running.
-    pub(super) async fn next(&mut self) -> Beat {
+    pub(super) async fn next(&mut self) -> HeartbeatEvent {
         self.timer.as_mut().await;
         if self.awaits_first_word {
-            return Beat::NoFirstWord;
+            return HeartbeatEvent::NoFirstWord;
         }
         self.timer.as_mut().reset(Instant::now() + self.period);
-        if self.patience <= self.heard.elapsed() { Beat::Silent } else { Beat::Ping }
+        if self.patience <= self.heard.elapsed() {
+            HeartbeatEvent::Silent
+        } else {
+            HeartbeatEvent::Ping
+        }
     }
 }
 

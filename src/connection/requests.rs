@@ -3,18 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Floor, Greeting,
-    client::{Client, Desk},
-    link::{Link, Onlooker},
+    ConnectRequest, Connections,
+    active_subscription::{ActiveSubscription, PresenceSubscription},
+    client::{Client, ClientState},
     sse_retry, welcome,
 };
 use crate::{
     auth::{Identity, TokenError, Verb},
     broker::{BrokerError, Publication, Range},
-    node::{Hold, LogEntry, Start, Tag},
-    presence::audience::Watcher,
+    node::{ChannelHandle, LogEntry, Start, Tag},
+    presence::subscribers::PresenceSubscriber,
     protocol::{
-        Channel, ClientFrame, CloseCode, Data, ErrorCode, Position, PresenceNews, ServerFrame,
+        Channel, ClientFrame, CloseCode, Data, ErrorCode, Position, PresenceFrame, ServerFrame,
         Token,
         frame::{Page, PageEvent, RequestId, ResetReason},
     },
@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Performs a request. The reply goes to the client's stream, or is returned to the caller.
 pub(super) async fn perform(
-    floor: &Floor,
+    connections: &Connections,
     client: &Arc<Client>,
     request: ClientFrame,
     to_stream: bool,
@@ -40,18 +40,20 @@ pub(super) async fn perform(
     let reply = match request {
         ClientFrame::Pong => return None,
         ClientFrame::Report { stats, .. } => {
-            let unit = client.desk().unit();
-            floor.rollouts.meter.report(&unit, stats.as_str());
+            let unit = client.state().unit();
+            connections.rollouts.meter.report(&unit, stats.as_str());
             return None;
         }
         ClientFrame::Goodbye => {
-            client.desk().account.left = true;
+            client.state().account.left = true;
             return None;
         }
-        ClientFrame::Connect { id, token, .. } => renew(floor, client, id, token).await,
-        ClientFrame::Subscribe { .. } => return subscribe(floor, client, request, to_stream).await,
+        ClientFrame::Connect { id, token, .. } => renew(connections, client, id, token).await,
+        ClientFrame::Subscribe { .. } => {
+            return subscribe(connections, client, request, to_stream).await;
+        }
         ClientFrame::Unsubscribe { id, channel } => {
-            let closed = client.desk().session.close(&channel);
+            let closed = client.state().session.close(&channel);
             if let Some(subscription) = closed {
                 client.node.metrics().subscriptions.dec();
                 if let Some(entered) = subscription.link.entered {
@@ -60,13 +62,15 @@ pub(super) async fn perform(
             }
             ServerFrame::Unsubscribed { id, channel, code: None }
         }
-        ClientFrame::Presence { id, channel, state } => show(floor, client, id, channel, state),
+        ClientFrame::Presence { id, channel, state } => {
+            show(connections, client, id, channel, state)
+        }
         ClientFrame::Publish { id, channel, draft } => {
             let message_id = draft.id.clone();
             let receipts = client.node.publish(vec![Publication { channel, draft }]).await;
             let receipt = receipts.into_iter().next();
             let unavailable = matches!(receipt, None | Some(Err(BrokerError::Unavailable { .. })));
-            floor.requested(client, !unavailable);
+            connections.requested(client, !unavailable);
             match receipt {
                 Some(Ok(receipt)) => ServerFrame::Published {
                     id,
@@ -83,9 +87,9 @@ pub(super) async fn perform(
             }
         }
         ClientFrame::History { id, channel, since, limit } => {
-            let limit = limit.unwrap_or(HISTORY).min(floor.limits.history_events);
+            let limit = limit.unwrap_or(HISTORY).min(connections.limits.history_events);
             let page = history(client, channel, since, limit).await;
-            floor.requested(client, !matches!(page, Err(BrokerError::Unavailable { .. })));
+            connections.requested(client, !matches!(page, Err(BrokerError::Unavailable { .. })));
             match page {
                 Ok(page) => ServerFrame::History { id, page },
                 Err(err) => refusal(id, &err),
@@ -97,35 +101,40 @@ pub(super) async fn perform(
 
 /// Takes a new token in the place of the one before.
 async fn renew(
-    floor: &Floor,
+    connections: &Connections,
     client: &Client,
     id: Option<RequestId>,
     token: Option<Token>,
 ) -> ServerFrame {
     let shown = token.as_ref().map_or("", Token::reveal);
-    let identity = match floor.auth.identify(shown).await {
+    let identity = match connections.auth.identify(shown).await {
         Ok(identity) => identity,
         Err(err) => return ServerFrame::Error { id, code: err.code(), message: err.to_string() },
     };
-    let mut desk = client.desk();
-    if desk.user() != identity.user {
+    let mut client_state = client.state();
+    if client_state.user() != identity.user {
         let message = "a session stays with its user: open another for this token".to_owned();
         return ServerFrame::Error { id, code: ErrorCode::Unauthorised, message };
     }
-    desk.identity = Some(Arc::clone(&identity));
-    take_away(floor, client, &mut desk, &identity);
-    let session = desk.session.id();
-    drop(desk);
+    client_state.identity = Some(Arc::clone(&identity));
+    take_away(connections, client, &mut client_state, &identity);
+    let session = client_state.session.id();
+    drop(client_state);
     // Its task watches when the token expires.
     client.wake.notify_one();
-    welcome(floor, session, id)
+    welcome(connections, session, id)
 }
 
 /// Ends the subscriptions, and the part in presence, that somebody no longer may have.
-fn take_away(floor: &Floor, client: &Client, desk: &mut Desk, identity: &Identity) {
-    let may = |verb, channel: &Channel| floor.auth.may(identity, verb, channel);
+fn take_away(
+    connections: &Connections,
+    client: &Client,
+    client_state: &mut ClientState,
+    identity: &Identity,
+) {
+    let may = |verb, channel: &Channel| connections.auth.may(identity, verb, channel);
     let mut lost = Vec::new();
-    for Subscription { channel, link, .. } in desk.session.subscriptions() {
+    for Subscription { channel, link, .. } in client_state.session.subscriptions() {
         if !may(Verb::Subscribe, channel) {
             lost.push(channel.clone());
         }
@@ -137,42 +146,47 @@ fn take_away(floor: &Floor, client: &Client, desk: &mut Desk, identity: &Identit
         }
     }
     for channel in lost {
-        drop(desk.session.close(&channel));
+        drop(client_state.session.close(&channel));
         client.node.metrics().subscriptions.dec();
         let code = Some(ErrorCode::Forbidden);
-        client.send(desk, &ServerFrame::Unsubscribed { id: None, channel, code });
+        client.send(client_state, &ServerFrame::Unsubscribed { id: None, channel, code });
     }
 }
 
 /// Finds out who a client is that says so in its first frame, and welcomes it.
 pub(super) async fn authenticate(
-    floor: &Floor,
+    connections: &Connections,
     client: &Arc<Client>,
-    greeting: Greeting,
+    greeting: ConnectRequest,
     token: Token,
 ) {
-    match floor.auth.identify(token.reveal()).await {
+    match connections.auth.identify(token.reveal()).await {
         Ok(identity) => {
-            if client.desk().take_identity(identity) {
-                floor.welcome(client, greeting);
+            if client.state().take_identity(identity) {
+                connections.welcome(client, greeting);
             } else {
                 client.part(CloseCode::TryLater.into());
             }
         }
-        Err(err) => turn_away(floor, client, greeting.id, err),
+        Err(err) => turn_away(connections, client, greeting.id, err),
     }
 }
 
 /// Says why a client's token does not count, and ends the connection.
-pub(super) fn turn_away(floor: &Floor, client: &Client, id: Option<RequestId>, err: TokenError) {
-    floor.count_refused("token");
+pub(super) fn turn_away(
+    connections: &Connections,
+    client: &Client,
+    id: Option<RequestId>,
+    err: TokenError,
+) {
+    connections.count_refused("token");
     let code = match err {
         TokenError::Expired => CloseCode::TokenExpired,
         TokenError::KeysUnavailable => CloseCode::TryLater,
         _ => CloseCode::Unauthorised,
     };
     let error = ServerFrame::Error { id, code: err.code(), message: err.to_string() };
-    client.send(&mut client.desk(), &error);
+    client.send(&mut client.state(), &error);
     client.part(code.into());
 }
 
@@ -180,51 +194,54 @@ pub(super) fn turn_away(floor: &Floor, client: &Client, id: Option<RequestId>, e
 /// was refused would never come back.
 pub(super) async fn open_stream(
     client: &Arc<Client>,
-    floor: &Floor,
+    connections: &Connections,
     (channels, presence): (Vec<(Channel, Option<Position>)>, bool),
 ) {
     let mut opened = Vec::with_capacity(channels.len());
     for (channel, since) in channels {
-        let (hold, start) = loop {
+        let (handle, start) = loop {
             match client.node.attach(&channel, since).await {
                 Ok(attached) => break attached,
                 Err(_) => wait().await,
             }
         };
-        opened.push((channel, hold, start, since));
+        opened.push((channel, handle, start, since));
     }
-    if presence || client.desk().returning {
-        floor.cluster.synced().await;
+    if presence || client.state().returning {
+        connections.cluster.synced().await;
     }
-    let mut desk = client.desk();
-    if desk.is_closed() {
+    let mut client_state = client.state();
+    if client_state.is_closed() {
         return;
     }
     // The token may have been renewed with less while the broker was asked.
-    let identity = desk.identity.clone().unwrap_or_default();
-    opened.retain(|(channel, ..)| floor.auth.may(&identity, Verb::Subscribe, channel));
-    client.send_bytes(&mut desk, sse_retry(floor.config.sse_retry));
+    let identity = client_state.identity.clone().unwrap_or_default();
+    opened.retain(|(channel, ..)| connections.auth.may(&identity, Verb::Subscribe, channel));
+    client.send_bytes(&mut client_state, sse_retry(connections.config.sse_retry));
     let mut tags = Vec::with_capacity(opened.len());
-    for (channel, hold, start, since) in opened {
+    for (channel, handle, start, since) in opened {
         if let Some(since) = since {
-            floor.resumed(&mut desk, (since, start.head), start.lost);
+            connections.resumed(&mut client_state, (since, start.head), start.lost);
         }
-        tags.push((desk.session.open(channel, start.cursor, Link::new(hold)), start));
+        tags.push((
+            client_state.session.open(channel, start.cursor, ActiveSubscription::new(handle)),
+            start,
+        ));
         client.node.metrics().subscriptions.inc();
     }
-    let session = desk.session.id();
-    client.send(&mut desk, &welcome(floor, session, None));
+    let session = client_state.session.id();
+    client.send(&mut client_state, &welcome(connections, session, None));
     for (tag, start) in tags {
-        let news = presence.then(|| look_on(floor, client, &mut desk, tag)).flatten();
-        come_in(floor, &mut desk, tag, None);
+        let news = presence.then(|| look_on(connections, client, &mut client_state, tag)).flatten();
+        come_in(connections, &mut client_state, tag, None);
         if let Some((channel, news)) =
-            desk.session.get_mut(tag).map(|s| s.channel.clone()).zip(news)
+            client_state.session.get_mut(tag).map(|s| s.channel.clone()).zip(news)
         {
-            client.send(&mut desk, &ServerFrame::Presence { channel, news });
+            client.send(&mut client_state, &ServerFrame::Presence { channel, news });
         }
-        begin(client, &mut desk, tag, start);
+        begin(client, &mut client_state, tag, start);
     }
-    drop(desk);
+    drop(client_state);
     client.wake.notify_one();
 }
 
@@ -232,7 +249,7 @@ pub(super) async fn open_stream(
 /// takes of it. The rest is read again: a slow client costs a cursor, not memory.
 pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
     let Some((channel, cursor)) =
-        client.desk().session.get_mut(tag).map(|s| (s.channel.clone(), s.cursor))
+        client.state().session.get_mut(tag).map(|s| (s.channel.clone(), s.cursor))
     else {
         return;
     };
@@ -243,24 +260,24 @@ pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
         client.wake.notify_one();
         return;
     };
-    let mut desk = client.desk();
-    let Some(subscription) = desk.session.get_mut(tag) else { return };
+    let mut client_state = client.state();
+    let Some(subscription) = client_state.session.get_mut(tag) else { return };
     if subscription.cursor != cursor || subscription.channel != channel {
         return;
     }
     if slice.epoch != cursor.epoch {
         // The node's own log hears of it, starts anew and nudges its readers; until then there is
-        // nothing to do. If it has begun anew already, the nudge may have come before.
+        // nothing to do. If it has begun anew already, the wake may have come before.
         let known = subscription.link.log().head();
         subscription.behind = known.is_none_or(|known| known.epoch != cursor.epoch);
-        drop(desk);
-        client.node.heard_of(&channel, Position::new(slice.epoch, slice.head));
+        drop(client_state);
+        client.node.observe_head(&channel, Position::new(slice.epoch, slice.head));
         return;
     }
     let next = slice.events.first().map_or(u64::MAX, |(offset, _)| *offset);
     if next != cursor.offset + 1 {
         let head = subscription.link.log().head().unwrap_or(cursor);
-        return client.reset(&mut desk, tag, head, ResetReason::Expired);
+        return client.reset(&mut client_state, tag, head, ResetReason::Expired);
     }
     let entries: Vec<_> = slice
         .events
@@ -271,11 +288,11 @@ pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
             Arc::new(LogEntry::new(channel.clone(), position, event, repeat))
         })
         .collect();
-    client.write_read(&mut desk, tag, &entries);
+    client.write_read(&mut client_state, tag, &entries);
 }
 
 async fn subscribe(
-    floor: &Floor,
+    connections: &Connections,
     client: &Arc<Client>,
     request: ClientFrame,
     to_stream: bool,
@@ -283,82 +300,88 @@ async fn subscribe(
     let ClientFrame::Subscribe { id, ref channel, since, presence, ref state } = request else {
         return None;
     };
-    let (hold, start): (Hold, Start) = match client.node.attach(channel, since).await {
+    let (handle, start): (ChannelHandle, Start) = match client.node.attach(channel, since).await {
         Ok(attached) => attached,
         Err(err) => return deliver(client, refusal(id, &err), to_stream),
     };
-    if presence || client.desk().returning {
-        floor.cluster.synced().await;
+    if presence || client.state().returning {
+        connections.cluster.synced().await;
     }
-    let mut desk = client.desk();
+    let mut client_state = client.state();
     // While others were asked, a second request may have done the same, or the client have gone.
-    if let Err(refusal) = still_welcome(&mut desk, &request, floor) {
-        drop(desk);
+    if let Err(refusal) = still_welcome(&mut client_state, &request, connections) {
+        drop(client_state);
         return deliver(client, refusal, to_stream);
     }
     let channel = channel.clone();
     if let Some(since) = since {
-        floor.resumed(&mut desk, (since, start.head), start.lost);
+        connections.resumed(&mut client_state, (since, start.head), start.lost);
     }
     let (position, recovered) = (start.head, start.recovered);
-    let tag = desk.session.open(channel.clone(), start.cursor, Link::new(hold));
+    let tag =
+        client_state.session.open(channel.clone(), start.cursor, ActiveSubscription::new(handle));
     client.node.metrics().subscriptions.inc();
-    let presence = presence.then(|| look_on(floor, client, &mut desk, tag)).flatten();
-    come_in(floor, &mut desk, tag, state.clone());
+    let presence = presence.then(|| look_on(connections, client, &mut client_state, tag)).flatten();
+    come_in(connections, &mut client_state, tag, state.clone());
     let reply = ServerFrame::Subscribed { id, channel, position, recovered, presence };
     let reply = if to_stream {
-        client.send(&mut desk, &reply);
+        client.send(&mut client_state, &reply);
         None
     } else {
         Some(reply)
     };
-    begin(client, &mut desk, tag, start);
-    drop(desk);
+    begin(client, &mut client_state, tag, start);
+    drop(client_state);
     client.wake.notify_one();
     reply
 }
 
 /// Has the client told who is in the channel from now on. Returns who is there now.
 fn look_on(
-    floor: &Floor,
+    connections: &Connections,
     client: &Arc<Client>,
-    desk: &mut Desk,
+    client_state: &mut ClientState,
     tag: Tag,
-) -> Option<Box<PresenceNews>> {
-    let watcher: Arc<dyn Watcher> = Arc::<Client>::clone(client);
-    let subscription = desk.session.get_mut(tag)?;
-    let (watching, view) = floor.cluster.watch(&subscription.channel, watcher, tag);
+) -> Option<Box<PresenceFrame>> {
+    let watcher: Arc<dyn PresenceSubscriber> = Arc::<Client>::clone(client);
+    let subscription = client_state.session.get_mut(tag)?;
+    let (watching, view) = connections.cluster.watch(&subscription.channel, watcher, tag);
     let number = view.number;
-    let onlooker = Onlooker { watching, number, stale: false };
+    let onlooker = PresenceSubscription { watching, number, stale: false };
     subscription.link.onlooker = Some(Box::new(onlooker));
     Some(Box::new(view.into()))
 }
 
 /// Shows the session in the channel: with this state, or as it was shown there before. How that was
 /// is known for certain once the nodes have been told that the session has come here.
-fn come_in(floor: &Floor, desk: &mut Desk, tag: Tag, state: Option<Data>) {
-    if state.is_none() && desk.claiming {
+fn come_in(
+    connections: &Connections,
+    client_state: &mut ClientState,
+    tag: Tag,
+    state: Option<Data>,
+) {
+    if state.is_none() && client_state.claiming {
         return;
     }
-    let (member, look) = (desk.member(), desk.look(state));
-    let identity = desk.identity.clone().unwrap_or_default();
-    if let Some(subscription) = desk.session.get_mut(tag)
-        && floor.auth.may(&identity, Verb::Presence, &subscription.channel)
+    let (member, look) = (client_state.member(), client_state.look(state));
+    let identity = client_state.identity.clone().unwrap_or_default();
+    if let Some(subscription) = client_state.session.get_mut(tag)
+        && connections.auth.may(&identity, Verb::Presence, &subscription.channel)
     {
-        let entered = floor.cluster.enter(&subscription.channel, member, look);
+        let entered = connections.cluster.enter(&subscription.channel, member, look);
         subscription.link.entered = entered.map(Box::new);
     }
 }
 
 /// The nodes have been told that the session has come here: it is shown where it was shown before.
-pub(super) fn settle(floor: &Floor, client: &Client) {
-    let mut desk = client.desk();
-    desk.claiming = false;
-    let (member, look) = (desk.member(), desk.look(None));
-    let identity = desk.identity.clone().unwrap_or_default();
-    for Subscription { channel, link, .. } in desk.session.subscriptions() {
-        if link.entered.is_none() && floor.auth.may(&identity, Verb::Presence, channel) {
-            link.entered = floor.cluster.enter(channel, member, look.clone()).map(Box::new);
+pub(super) fn settle(connections: &Connections, client: &Client) {
+    let mut client_state = client.state();
+    client_state.claiming = false;
+    let (member, look) = (client_state.member(), client_state.look(None));
+    let identity = client_state.identity.clone().unwrap_or_default();
+    for Subscription { channel, link, .. } in client_state.session.subscriptions() {
+        if link.entered.is_none() && connections.auth.may(&identity, Verb::Presence, channel) {
+            link.entered = connections.cluster.enter(channel, member, look.clone()).map(Box::new);
             if link.hidden
                 && let Some(entered) = link.entered.take()
             {
@@ -370,15 +393,15 @@ pub(super) fn settle(floor: &Floor, client: &Client) {
 
 /// Shows a subscribed session in its channel, or takes it away.
 fn show(
-    floor: &Floor,
+    connections: &Connections,
     client: &Client,
     id: Option<RequestId>,
     channel: Channel,
     state: Option<Data>,
 ) -> ServerFrame {
-    let mut desk = client.desk();
-    let (member, look) = (desk.member(), desk.look(state.clone()));
-    if let Some(subscription) = desk.session.get(&channel) {
+    let mut client_state = client.state();
+    let (member, look) = (client_state.member(), client_state.look(state.clone()));
+    if let Some(subscription) = client_state.session.get(&channel) {
         subscription.link.hidden = state.is_none();
         let entered = &mut subscription.link.entered;
         match (entered.take(), state) {
@@ -386,12 +409,12 @@ fn show(
                 *entered = if shown.update(state) {
                     Some(shown)
                 } else {
-                    floor.cluster.enter(&channel, member, look).map(Box::new)
+                    connections.cluster.enter(&channel, member, look).map(Box::new)
                 };
             }
             (Some(shown), None) => shown.quit(),
             (None, Some(_)) => {
-                *entered = floor.cluster.enter(&channel, member, look).map(Box::new);
+                *entered = connections.cluster.enter(&channel, member, look).map(Box::new);
             }
             (None, None) => {}
         }
@@ -403,23 +426,27 @@ fn show(
     ServerFrame::Error { id, code: ErrorCode::NotSubscribed, message }
 }
 
-fn still_welcome(desk: &mut Desk, request: &ClientFrame, floor: &Floor) -> Result<(), ServerFrame> {
-    if desk.is_closed() {
+fn still_welcome(
+    client_state: &mut ClientState,
+    request: &ClientFrame,
+    connections: &Connections,
+) -> Result<(), ServerFrame> {
+    if client_state.is_closed() {
         let message = "the session's connection has ended".to_owned();
         return Err(request.refused(ErrorCode::SessionUnknown, message));
     }
-    floor.check(desk, request)
+    connections.check(client_state, request)
 }
 
 /// Tells what was lost, and takes a seat: from here on nothing is missed, since what came in between
 /// is read by the task, which starts out behind.
-fn begin(client: &Arc<Client>, desk: &mut Desk, tag: Tag, start: Start) {
+fn begin(client: &Arc<Client>, client_state: &mut ClientState, tag: Tag, start: Start) {
     if let Some(reason) = start.lost {
-        client.reset(desk, tag, start.cursor, reason);
+        client.reset(client_state, tag, start.cursor, reason);
     }
     let reader = Arc::clone(client);
-    if let Some(subscription) = desk.session.get_mut(tag) {
-        subscription.link.hold.sit(reader, tag);
+    if let Some(subscription) = client_state.session.get_mut(tag) {
+        subscription.link.handle.attach(reader, tag);
     }
 }
 
@@ -452,7 +479,7 @@ fn deliver(client: &Client, reply: ServerFrame, to_stream: bool) -> Option<Serve
     if !to_stream {
         return Some(reply);
     }
-    client.send(&mut client.desk(), &reply);
+    client.send(&mut client.state(), &reply);
     None
 }
 

@@ -109,8 +109,8 @@ impl Drop for Socket {
 /// Two short queues between a connection and what wraps its bytes.
 #[derive(Debug, Default)]
 pub struct Pipe {
-    out: Mutex<Lane>,
-    inward: Mutex<Lane>,
+    out: Mutex<PipeBuffer>,
+    inward: Mutex<PipeBuffer>,
     out_filled: Notify,
     out_emptied: Notify,
     inward_filled: Notify,
@@ -118,7 +118,7 @@ pub struct Pipe {
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct PipeBuffer {
     pieces: VecDeque<Bytes>,
     bytes: usize,
     ended: bool,
@@ -127,7 +127,7 @@ struct Lane {
 /// Bytes that wait in a lane before it blocks.
 const LANE_BYTES: usize = 64 << 10;
 
-impl Lane {
+impl PipeBuffer {
     fn push(&mut self, pieces: &[Bytes]) -> io::Result<usize> {
         if self.ended {
             return Err(io::ErrorKind::BrokenPipe.into());

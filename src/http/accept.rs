@@ -28,10 +28,10 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::{
-    Gate, ServerConfig, TlsConfig,
-    gate::SocketPlace,
-    lend::{Lend, Wire},
-    pulse::Pulse,
+    AdmissionControl, ServerConfig, TlsConfig,
+    admission::SocketPlace,
+    detach::{DetachableSocket, Wire},
+    idle_timeout::ActivityClock,
 };
 use crate::lifecycle::Stage;
 
@@ -128,13 +128,13 @@ impl TlsError {
 
 /// How long a socket may do nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     header: Duration,
     idle: Duration,
     user: Duration,
 }
 
-impl Patience {
+impl Timeouts {
     /// As configured; `stall_timeout` is after how long a client that takes nothing is given up.
     pub fn new(config: &ServerConfig, stall_timeout: Duration) -> Self {
         Self {
@@ -154,11 +154,11 @@ pub async fn accept(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
-    gate: Arc<Gate>,
-    patience: Patience,
+    admission: Arc<AdmissionControl>,
+    patience: Timeouts,
     stage: Stage,
 ) {
-    let front = Arc::new(Front { tls, router, patience, stage: stage.clone() });
+    let front = Arc::new(Listener { tls, router, patience, stage: stage.clone() });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -167,7 +167,7 @@ pub async fn accept(
         match accepted {
             Ok((stream, from)) => {
                 // Without a place it is closed at once: a descriptor is worth more than an answer.
-                let Some(place) = gate.socket() else { continue };
+                let Some(place) = admission.socket() else { continue };
                 let front = Arc::clone(&front);
                 let peer = Peer(from.ip());
                 // Boxed, so that what stays behind of a socket that was taken is small.
@@ -181,21 +181,21 @@ pub async fn accept(
     }
 }
 
-struct Front {
+struct Listener {
     tls: Option<TlsAcceptor>,
     router: Router,
-    patience: Patience,
+    patience: Timeouts,
     stage: Stage,
 }
 
-impl Front {
+impl Listener {
     async fn serve(&self, stream: TcpStream, peer: Peer, place: SocketPlace) {
         if let Err(err) = prepare(&stream, self.patience) {
             debug!(%err, "a socket was gone before it was served");
             return;
         }
         // One time for the handshake and the first head together.
-        let pulse = Arc::new(Pulse::new(self.patience.header, self.patience.idle));
+        let pulse = Arc::new(ActivityClock::new(self.patience.header, self.patience.idle));
         let wire = match &self.tls {
             None => Wire::Plain(stream),
             Some(tls) => {
@@ -209,10 +209,10 @@ impl Front {
                 }
             }
         };
-        self.serve_http(Lend::new(wire, place, Arc::clone(&pulse)), peer, &pulse).await;
+        self.serve_http(DetachableSocket::new(wire, place, Arc::clone(&pulse)), peer, &pulse).await;
     }
 
-    async fn serve_http(&self, lend: Lend, peer: Peer, pulse: &Arc<Pulse>) {
+    async fn serve_http(&self, lend: DetachableSocket, peer: Peer, pulse: &Arc<ActivityClock>) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // The pulse does what its timer would, and from the first byte on.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
@@ -249,7 +249,7 @@ impl Front {
     }
 }
 
-fn prepare(stream: &TcpStream, patience: Patience) -> io::Result<()> {
+fn prepare(stream: &TcpStream, patience: Timeouts) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(patience.user))?;
@@ -266,7 +266,7 @@ mod tests {
         let stall_timeout = Duration::from_secs(60);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        prepare(&stream, Patience::new(&ServerConfig::default(), stall_timeout)).unwrap();
+        prepare(&stream, Timeouts::new(&ServerConfig::default(), stall_timeout)).unwrap();
         let kernel = SockRef::from(&stream).tcp_user_timeout().unwrap();
         assert!(kernel.is_some_and(|kernel| stall_timeout < kernel), "{kernel:?}");
     }

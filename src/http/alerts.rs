@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Edge, error::ApiError};
+use super::{AppState, error::ApiError};
 use crate::{alert::KEPT, auth::Scope, protocol::ErrorCode};
 
 #[derive(Deserialize)]
@@ -26,34 +26,34 @@ pub(super) struct ListQuery {
 
 /// Those that are kept, the newest first.
 pub(super) async fn list(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
-    let mut alerts = edge.alerts.list().await?;
+    let mut alerts = app.alerts.list().await?;
     alerts.retain(|alert| {
         let named = query.component.as_ref().is_none_or(|name| *name == alert.component);
         named && query.acknowledged.is_none_or(|seen| seen == alert.acknowledged.is_some())
     });
     alerts.truncate(query.limit.unwrap_or(KEPT));
-    Ok(Json(json!({ "alerts": alerts, "lost": edge.alerts.lost() })))
+    Ok(Json(json!({ "alerts": alerts, "lost": app.alerts.lost() })))
 }
 
 /// Somebody has seen one.
 pub(super) async fn acknowledge(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let by = edge.operator(&headers).await?;
+    let by = app.operator(&headers).await?;
     let Path(id) = path?;
     let missing = || {
         let message = format!("there is no alert {id}: only the last {KEPT} are kept");
         ApiError::new(ErrorCode::NotFound, message)
     };
     let found = id.parse::<Uuid>().map_err(|_| missing())?;
-    let alert = edge.alerts.acknowledge(found, &by.name).await?;
+    let alert = app.alerts.acknowledge(found, &by.name).await?;
     alert.map(|alert| Json(json!(alert))).ok_or_else(missing)
 }

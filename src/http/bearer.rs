@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use axum::http::{HeaderMap, Uri, header};
 
-use super::{Edge, error::ApiError};
+use super::{AppState, error::ApiError};
 use crate::{
     auth::{Identity, Scope, TokenError, Verb},
     protocol::{Channel, ErrorCode},
 };
 
-impl Edge {
+impl AppState {
     /// Who calls: by the token or key in `Authorization`, or nobody in particular where that is
     /// enough.
     pub(super) async fn caller(&self, headers: &HeaderMap) -> Result<Arc<Identity>, ApiError> {
@@ -31,12 +31,12 @@ impl Edge {
     /// the request does that.
     pub(super) async fn known(&self, headers: &HeaderMap, uri: &Uri) -> Option<Arc<Identity>> {
         let presented = presented(headers, uri.query())?;
-        self.floor.auth.identify(&presented).await.ok()
+        self.connections.auth.identify(&presented).await.ok()
     }
 
     /// Whether it is the gateway itself that comes.
     pub(super) fn shows_pass(&self, headers: &HeaderMap) -> bool {
-        presented(headers, None).is_some_and(|presented| self.floor.auth.is_pass(&presented))
+        presented(headers, None).is_some_and(|presented| self.connections.auth.is_pass(&presented))
     }
 
     /// The one who calls, if it has to be somebody.
@@ -45,7 +45,7 @@ impl Edge {
         identity: Option<Arc<Identity>>,
     ) -> Result<Arc<Identity>, ApiError> {
         identity.ok_or_else(|| {
-            self.floor.count_refused("nobody");
+            self.connections.count_refused("nobody");
             let message = "say who you are: Authorization: Bearer, and a token or an API key";
             ApiError::new(ErrorCode::Unauthorised, message)
         })
@@ -57,10 +57,10 @@ impl Edge {
         query: Option<&str>,
     ) -> Result<Option<Arc<Identity>>, TokenError> {
         match presented(headers, query) {
-            None => Ok(self.floor.auth.anonymous()),
+            None => Ok(self.connections.auth.anonymous()),
             Some(presented) => {
-                let identified = self.floor.auth.identify(&presented).await;
-                identified.map(Some).inspect_err(|_| self.floor.count_refused("token"))
+                let identified = self.connections.auth.identify(&presented).await;
+                identified.map(Some).inspect_err(|_| self.connections.count_refused("token"))
             }
         }
     }
@@ -72,20 +72,20 @@ impl Edge {
         verb: Verb,
         channel: &Channel,
     ) -> Result<(), ApiError> {
-        if self.floor.auth.may(identity, verb, channel) {
+        if self.connections.auth.may(identity, verb, channel) {
             return Ok(());
         }
-        self.floor.count_refused("forbidden");
+        self.connections.count_refused("forbidden");
         let message = format!("you may not {} {channel}", verb.as_words());
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }
 
     /// Refuses what only a service with this scope may do.
     pub(super) fn allow_scope(&self, identity: &Identity, scope: Scope) -> Result<(), ApiError> {
-        if self.floor.auth.operates(identity, scope) {
+        if self.connections.auth.operates(identity, scope) {
             return Ok(());
         }
-        self.floor.count_refused("forbidden");
+        self.connections.count_refused("forbidden");
         let message = format!("that takes an API key with the scope {}", scope.as_str());
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }

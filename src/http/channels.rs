@@ -10,7 +10,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Edge, error::ApiError};
+use super::{AppState, error::ApiError};
 use crate::{
     auth::{Scope, Verb},
     broker::Range,
@@ -47,16 +47,16 @@ const LIST_MAX: usize = 1000;
 
 /// The channels that have subscribers on this node, by name.
 pub(super) async fn list(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<List>, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let limit = query.limit.unwrap_or(100).clamp(1, LIST_MAX);
     let prefix = query.prefix.unwrap_or_default();
     let after = query.cursor.unwrap_or_default();
-    let mut occupied = edge.floor.node.occupied();
+    let mut occupied = app.connections.node.occupied();
     occupied.retain(|(channel, readers)| {
         let name = channel.as_str();
         *readers != 0 && name.starts_with(&prefix) && after.as_str() < name
@@ -67,7 +67,7 @@ pub(super) async fn list(
     let cursor = occupied.last().filter(|_| more).map(|(channel, _)| channel.clone());
     let show = |(channel, subscribers)| Occupied { channel, subscribers };
     let channels = occupied.into_iter().map(show).collect();
-    Ok(Json(List { node: edge.floor.node.name().to_string(), channels, cursor }))
+    Ok(Json(List { node: app.connections.node.name().to_string(), channels, cursor }))
 }
 
 #[derive(Deserialize)]
@@ -80,7 +80,7 @@ pub(super) struct HistoryQuery {
 
 /// A piece of a channel's log: behind `since`, or with `reverse` before it, the newest first.
 pub(super) async fn history(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
@@ -89,20 +89,20 @@ pub(super) async fn history(
     let Path(channel) = path?;
     let channel: Channel =
         channel.parse().map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?;
-    edge.allow(&*edge.caller(&headers).await?, Verb::History, &channel)?;
+    app.allow(&*app.caller(&headers).await?, Verb::History, &channel)?;
     let since: Option<Position> = query
         .since
         .map(|since| since.parse())
         .transpose()
         .map_err(|err| ApiError::new(ErrorCode::PositionInvalid, err))?;
-    let limit = query.limit.unwrap_or(100).clamp(1, edge.floor.limits.history_events);
+    let limit = query.limit.unwrap_or(100).clamp(1, app.connections.limits.history_events);
     if !query.reverse {
         let after = Range::After(since.map_or(0, |since| since.offset));
-        let slice = edge.floor.node.read(&channel, after, limit).await?;
+        let slice = app.connections.node.read(&channel, after, limit).await?;
         return Ok(Json(page(channel, since, slice)));
     }
     let before = since.map_or(u64::MAX, |since| since.offset.saturating_sub(1));
-    let slice = edge.floor.node.read(&channel, Range::Until(before), limit).await?;
+    let slice = app.connections.node.read(&channel, Range::Until(before), limit).await?;
     let show =
         |(offset, event): &(u64, _)| PageEvent::new(Position::new(slice.epoch, *offset), event);
     let nothing_before = before == 0 || slice.head == 0;

@@ -13,11 +13,11 @@ use futures_util::stream;
 use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Edge, error::ApiError, migration};
+use super::{AppState, error::ApiError, migration};
 use crate::{
     auth::Scope,
     lifecycle,
-    rollout::{flag::TRANSPORT, tally::Figures},
+    rollout::{flag::TRANSPORT, node_counts::Figures},
 };
 
 /// How often a live page is told.
@@ -28,27 +28,27 @@ const LINES: usize = 50;
 
 /// All of it, now.
 pub(super) async fn now(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Admin)?;
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Admin)?;
     let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    Ok((no_store, Json(shown(&edge).await)).into_response())
+    Ok((no_store, Json(shown(&app).await)).into_response())
 }
 
 /// The same again and again, as SSE, until either side ends it.
 pub(super) async fn live(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Admin)?;
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Admin)?;
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let stopping = edge.draining.clone();
-    let pieces = stream::unfold((edge, tick, stopping), |(edge, mut tick, stopping)| async move {
+    let stopping = app.draining.clone();
+    let pieces = stream::unfold((app, tick, stopping), |(app, mut tick, stopping)| async move {
         stopping.run_until_cancelled(tick.tick()).await?;
-        let text = format!("event: dashboard\ndata: {}\n\n", shown(&edge).await);
-        Some((Ok::<_, Infallible>(Bytes::from(text)), (edge, tick, stopping)))
+        let text = format!("event: dashboard\ndata: {}\n\n", shown(&app).await);
+        Some((Ok::<_, Infallible>(Bytes::from(text)), (app, tick, stopping)))
     });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
@@ -57,31 +57,31 @@ pub(super) async fn live(
     Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
-async fn shown(edge: &Edge) -> Value {
-    let rollouts = &edge.floor.rollouts;
-    let flags = rollouts.board.now();
+async fn shown(app: &AppState) -> Value {
+    let rollouts = &app.connections.rollouts;
+    let flags = rollouts.registry.now();
     let target = flags.get(TRANSPORT).map_or(0.0, |flag| flag.flag.effective().percent());
     let (mut measured, mut verdicts) = (Map::new(), Map::new());
     let mut evaluator = Value::Null;
-    for (component, finding) in rollouts.findings.newest() {
+    for (component, finding) in rollouts.evaluation_results.newest() {
         evaluator = json!({ "node": finding.node });
         measured.insert(component.to_string(), finding.measured);
         verdicts.insert(component.to_string(), json!(finding.verdicts));
     }
-    let history = migration::lines(edge, None, u64::MAX, LINES).await;
+    let history = migration::lines(app, None, u64::MAX, LINES).await;
     json!({
         "now": lifecycle::unix_ms(),
-        "environment": rollouts.board.environment(),
-        "node": edge.floor.node.name(),
+        "environment": rollouts.registry.environment(),
+        "node": app.connections.node.name(),
         "cutOffMs": flags.cut_off.map(|since| since.elapsed().as_millis()),
         "evaluator": evaluator,
         "rights": { "operate": true },
         "flags": flags.all().map(|flag| migration::shown(flag)).collect::<Vec<_>>(),
-        "figures": Figures::new(target, rollouts.tallies.all()),
+        "figures": Figures::new(target, rollouts.node_counts.all()),
         "measured": measured,
         "verdicts": verdicts,
-        "series": rollouts.findings.series(),
-        "alerts": edge.alerts.list().await.unwrap_or_default(),
+        "series": rollouts.evaluation_results.series(),
+        "alerts": app.alerts.list().await.unwrap_or_default(),
         "history": history.unwrap_or_default(),
     })
 }

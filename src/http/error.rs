@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::Edge;
+use super::AppState;
 use crate::{broker::BrokerError, connection, protocol::ErrorCode};
 
 /// A failed call.
@@ -114,17 +114,17 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 /// Reads a body that has to be JSON, whatever its content type says: `curl -d` says something else.
 pub(super) async fn read_json<T: DeserializeOwned>(
     request: Request,
-    edge: &Edge,
+    app: &AppState,
 ) -> Result<T, ApiError> {
-    let body = read_body(request, edge).await?;
+    let body = read_body(request, app).await?;
     serde_json::from_slice(&body)
         .map_err(|err| ApiError::new(ErrorCode::Malformed, format!("the body: {err}")))
 }
 
 /// Reads a body that is neither too large nor too slow.
-pub(super) async fn read_body(request: Request, edge: &Edge) -> Result<Bytes, ApiError> {
-    let within = edge.server.body_timeout;
-    let reading = Box::pin(read_limited(request, edge.floor.limits.body_bytes));
+pub(super) async fn read_body(request: Request, app: &AppState) -> Result<Bytes, ApiError> {
+    let within = app.server.body_timeout;
+    let reading = Box::pin(read_limited(request, app.connections.limits.body_bytes));
     tokio::time::timeout(within, reading).await.unwrap_or_else(|_| {
         let message = format!("the body was not there within server.body_timeout = {within:?}");
         Err(ApiError::new(ErrorCode::RequestTimeout, message))

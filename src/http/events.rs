@@ -13,18 +13,18 @@ use futures_util::stream;
 use serde_json::value::RawValue;
 
 use super::{
-    Edge,
+    AppState,
+    admission::Refusal,
+    detach::DetachableSocket,
     error::{ApiError, read_body},
-    gate::Refusal,
     legacy::Issued,
-    legacy::OldAddress,
-    lend::Lend,
+    legacy::LegacyRequest,
     origin::Allowed,
 };
 use crate::{
     auth::{TokenError, Verb},
     connection::{
-        Arrival, Connection, StreamRequest,
+        Accepted, Connection, StreamRequest,
         socket::{Pipe, Socket},
     },
     protocol::{Channel, ErrorCode, Positions, SessionId, WireFormat, frame::About},
@@ -44,8 +44,8 @@ fn head(page: Option<&Allowed>, issued: Option<&Issued>) -> Bytes {
 }
 
 pub(super) async fn open(
-    State(edge): State<Edge>,
-    Extension(lend): Extension<Lend>,
+    State(app): State<AppState>,
+    Extension(lend): Extension<DetachableSocket>,
     request: Request,
 ) -> Result<Response, ApiError> {
     // The router sends HEAD here too; it must not be answered with a stream.
@@ -54,44 +54,44 @@ pub(super) async fn open(
         return Err(ApiError::new(ErrorCode::MethodNotAllowed, message));
     }
     let query = request.uri().query().unwrap_or_default();
-    let mut asked = parse(query, request.headers(), edge.floor.limits.subscriptions)?;
-    if let Some(OldAddress(unit)) = request.extensions().get::<OldAddress>() {
+    let mut asked = parse(query, request.headers(), app.connections.limits.subscriptions)?;
+    if let Some(LegacyRequest(unit)) = request.extensions().get::<LegacyRequest>() {
         asked.about = About { client: None, unit: Some(unit.clone()), old_address: true };
     }
-    let identity = match edge.client(request.headers(), request.uri()).await {
+    let identity = match app.client(request.headers(), request.uri()).await {
         Err(TokenError::KeysUnavailable) => return Ok(Refusal::without_keys().into_stream()),
-        identity => edge.required(identity?)?,
+        identity => app.required(identity?)?,
     };
     for (channel, _) in &asked.channels {
-        edge.allow(&identity, Verb::Subscribe, channel)?;
+        app.allow(&identity, Verb::Subscribe, channel)?;
         if asked.presence {
-            edge.allow(&identity, Verb::Presence, channel)?;
+            app.allow(&identity, Verb::Presence, channel)?;
         }
     }
-    let admission = match edge.admit(&request, identity.own) {
+    let admission = match app.admit(&request, identity.own) {
         Ok(admission) => Box::new(admission),
         Err(refusal) => return Ok(refusal.into_stream()),
     };
-    let arrival = Arrival { identity: Ok(Some(identity)), admission };
+    let arrival = Accepted { identity: Ok(Some(identity)), admission };
     if request.version() == Version::HTTP_2 {
         lend.carries_a_client();
-        return Ok(stream_body(&edge, asked, arrival));
+        return Ok(stream_body(&app, asked, arrival));
     }
-    if let Some(socket) = lend.take(&edge.connections) {
-        let mut connection = Connection::sse(Arc::clone(&edge.floor), socket, asked, arrival);
+    if let Some(socket) = lend.take(&app.client_tasks) {
+        let mut connection = Connection::sse(Arc::clone(&app.connections), socket, asked, arrival);
         let (page, issued) = (request.extensions().get(), request.extensions().get());
         connection.write_first(head(page, issued));
-        run(&edge, connection);
+        run(&app, connection);
     }
     // Goes nowhere: the HTTP stack has no socket any more and ends.
     Ok(StatusCode::OK.into_response())
 }
 
 /// On HTTP/2 the connection is shared with other requests, so the stack keeps it.
-fn stream_body(edge: &Edge, asked: StreamRequest, arrival: Arrival) -> Response {
+fn stream_body(app: &AppState, asked: StreamRequest, arrival: Accepted) -> Response {
     let pipe = Arc::new(Pipe::default());
     let socket = Socket::Pipe(Arc::clone(&pipe));
-    run(edge, Connection::sse(Arc::clone(&edge.floor), socket, asked, arrival));
+    run(app, Connection::sse(Arc::clone(&app.connections), socket, asked, arrival));
     let pieces = stream::unfold(Tap(pipe), |tap| async move {
         tap.0.next().await.map(|piece| (Ok::<_, Infallible>(piece), tap))
     });
@@ -104,8 +104,8 @@ fn stream_body(edge: &Edge, asked: StreamRequest, arrival: Arrival) -> Response 
     response
 }
 
-fn run(edge: &Edge, connection: Connection) {
-    edge.connections.spawn_client(async move {
+fn run(app: &AppState, connection: Connection) {
+    app.client_tasks.spawn_client(async move {
         connection.run(crate::protocol::CloseCode::Normal).await;
     });
 }
@@ -182,14 +182,14 @@ fn refuse<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, Ap
 
 /// Takes one frame, or a list of them, and answers with as many.
 pub(super) async fn ask(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let Path(session) = path?;
     let session: SessionId = refuse(ErrorCode::SessionUnknown, session.parse())?;
-    let limits = &edge.floor.limits;
-    let body = read_body(request, &edge).await?;
+    let limits = &app.connections.limits;
+    let body = read_body(request, &app).await?;
     let text = refuse(ErrorCode::Malformed, String::from_utf8(body.into()))?;
     if text.trim_start().starts_with('[') {
         let frames: Vec<&RawValue> = refuse(ErrorCode::Malformed, serde_json::from_str(&text))?;
@@ -198,7 +198,7 @@ pub(super) async fn ask(
             return Err(ApiError::new(ErrorCode::TooMany, message));
         }
     }
-    match edge.floor.ask(session, text).await {
+    match app.connections.ask(session, text).await {
         None => {
             let message = format!("session {session} has no stream open");
             Err(ApiError::new(ErrorCode::SessionUnknown, message))

@@ -17,18 +17,18 @@ use tower::ServiceExt as _;
 use uuid::Uuid;
 
 use super::{
-    Edge,
+    AppState,
     accept::Peer,
+    admission::{Admission, Refusal},
+    detach::DetachableSocket,
     error::{self, ApiError},
-    gate::{Admission, Refusal},
-    lend::Lend,
     proxy,
 };
 use crate::{
     auth::{Identity, Scope},
     legacy::{
-        Place, Seat, Side, Upstream, UpstreamError,
-        route::{Unplaced, name_of, resume},
+        Backend, Place, Seat, Upstream, UpstreamError,
+        route::{RouteError, name_of, resume},
         shadow::{self, Slot},
         upstream::headers::Sender,
     },
@@ -56,64 +56,68 @@ impl Issued {
 
 /// The stream was asked for at an old address, by this user or client.
 #[derive(Clone, Debug)]
-pub(super) struct OldAddress(pub(super) Box<str>);
+pub(super) struct LegacyRequest(pub(super) Box<str>);
 
 /// Every path that the gateway does not know. `pages` is what it does know.
-pub(super) async fn answer(edge: Edge, pages: Router, request: Request) -> Response<Body> {
+pub(super) async fn answer(app: AppState, pages: Router, request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
     // Only a stream changes sides; whatever else the old server does there stays its own.
     let streams = matches!(*request.method(), Method::GET | Method::OPTIONS);
-    let legacy = edge.legacy.clone();
+    let legacy = app.legacy.clone();
     if let Some(place) = legacy.place(&path).filter(|_| streams) {
-        return Box::pin(placed(&edge, pages, request, place)).await;
+        return Box::pin(placed(&app, pages, request, place)).await;
     }
     match legacy.upstream() {
-        Some(upstream) => through(&edge, upstream, request).await,
+        Some(upstream) => through(&app, upstream, request).await,
         None => error::not_found(request.uri()).into_response(),
     }
 }
 
 /// A request that goes to the old server as it is.
-pub(super) async fn through(edge: &Edge, upstream: &Upstream, request: Request) -> Response<Body> {
-    Box::pin(pass(edge, upstream, request, (None, None))).await
+pub(super) async fn through(
+    app: &AppState,
+    upstream: &Upstream,
+    request: Request,
+) -> Response<Body> {
+    Box::pin(pass(app, upstream, request, (None, None))).await
 }
 
 /// An old address that stands for channels.
 async fn placed(
-    edge: &Edge,
+    app: &AppState,
     pages: Router,
     mut request: Request,
     place: Place<'_>,
 ) -> Response<Body> {
-    let identity = edge.known(request.headers(), request.uri()).await;
+    let identity = app.known(request.headers(), request.uri()).await;
     let issued = known_client(request.headers()).is_none().then(Uuid::new_v4);
     let unit = unit(identity.as_deref(), request.headers(), issued);
     let groups = identity.as_ref().map_or(&[][..], |identity| &identity.groups);
-    let side = edge.legacy.side(&unit, groups);
-    let metrics = &edge.floor.node.metrics().legacy;
+    let side = app.legacy.side(&unit, groups);
+    let metrics = &app.connections.node.metrics().legacy;
     metrics.sides.get_or_create(&SideLabel { side: side.as_str() }).inc();
     let user = identity.as_ref().and_then(|identity| identity.user.as_ref());
     let query = request.uri().query().unwrap_or_default().to_owned();
     let channels = place.channels(&query, user.map(|user| user.as_str()));
     // Somebody with a token is known by that.
-    let issued = issued.filter(|_| user.is_none()).map(|id| cookie(id, edge.speaks_tls()));
-    let mut response = match (side, edge.legacy.upstream()) {
-        (Side::Upstream | Side::Shadow, Some(upstream)) => {
+    let issued = issued.filter(|_| user.is_none()).map(|id| cookie(id, app.speaks_tls()));
+    let mut response = match (side, app.legacy.upstream()) {
+        (Backend::Upstream | Backend::Shadow, Some(upstream)) => {
             if let Ok(channels) = &channels {
-                named_as_there(edge, &mut request, channels).await;
+                named_as_there(app, &mut request, channels).await;
             }
-            let compared = channels.ok().filter(|_| side == Side::Shadow);
-            let slot = compared.and_then(|channels| edge.legacy.shadow().slot(channels));
-            let stop = edge.connections.stopping();
-            let seat = edge.legacy.passengers().board(unit, groups.to_vec(), stop);
-            pass(edge, upstream, request, (slot, Some(seat))).await
+            let compared = channels.ok().filter(|_| side == Backend::Shadow);
+            let slot = compared.and_then(|channels| app.legacy.shadow().slot(channels));
+            let stop = app.client_tasks.stopping();
+            let seat = app.legacy.passengers().registry(unit, groups.to_vec(), stop);
+            pass(app, upstream, request, (slot, Some(seat))).await
         }
-        (Side::Gateway, _) | (_, None) => {
+        (Backend::Gateway, _) | (_, None) => {
             if let Some(issued) = issued.clone() {
                 request.extensions_mut().insert(Issued(issued));
             }
-            request.extensions_mut().insert(OldAddress(unit.as_str().into()));
-            match ours(edge, request, &place, channels).await {
+            request.extensions_mut().insert(LegacyRequest(unit.as_str().into()));
+            match ours(app, request, &place, channels).await {
                 Ok(request) => pages.oneshot(request).await.into_response(),
                 Err(error) => error.into_response(),
             }
@@ -127,10 +131,10 @@ async fn placed(
 
 /// A browser that comes back from the gateway's side says which event it had last as the old server
 /// would.
-async fn named_as_there(edge: &Edge, request: &mut Request, channels: &[Channel]) {
+async fn named_as_there(app: &AppState, request: &mut Request, channels: &[Channel]) {
     let last = request.headers().get(LAST_EVENT_ID).and_then(|last| last.to_str().ok());
     let Some(last) = last else { return };
-    if let Ok(Some(name)) = name_of(&edge.floor.node, channels, last).await
+    if let Ok(Some(name)) = name_of(&app.connections.node, channels, last).await
         && let Ok(name) = HeaderValue::from_str(name.as_str())
     {
         request.headers_mut().insert(LAST_EVENT_ID, name);
@@ -139,21 +143,21 @@ async fn named_as_there(edge: &Edge, request: &mut Request, channels: &[Channel]
 
 /// The same request as one to `/events`.
 async fn ours(
-    edge: &Edge,
+    app: &AppState,
     mut request: Request,
     place: &Place<'_>,
-    channels: Result<Vec<Channel>, Unplaced>,
+    channels: Result<Vec<Channel>, RouteError>,
 ) -> Result<Request, ApiError> {
     let channels = channels.map_err(|err| match err {
-        Unplaced::User => ApiError::new(ErrorCode::Unauthorised, err),
-        Unplaced::Query { .. } | Unplaced::Channel { .. } => {
+        RouteError::User => ApiError::new(ErrorCode::Unauthorised, err),
+        RouteError::Query { .. } | RouteError::Channel { .. } => {
             ApiError::new(ErrorCode::ChannelInvalid, err)
         }
     })?;
     let query = place.query(&channels, request.uri().query().unwrap_or_default());
     if let Some(last) = request.headers_mut().remove(LAST_EVENT_ID)
         && let Ok(last) = last.to_str()
-        && let Some(place) = resume(&edge.floor.node, &channels, last).await?
+        && let Some(place) = resume(&app.connections.node, &channels, last).await?
     {
         let place = HeaderValue::from_str(&place.to_string());
         let place = place.map_err(|err| ApiError::new(ErrorCode::PositionInvalid, err))?;
@@ -167,9 +171,9 @@ async fn ours(
     Ok(request)
 }
 
-/// Passes a request on to the old server.
+/// InternalTickets a request on to the old server.
 async fn pass(
-    edge: &Edge,
+    app: &AppState,
     upstream: &Upstream,
     mut request: Request,
     (slot, seat): (Option<Slot>, Option<Seat>),
@@ -179,16 +183,16 @@ async fn pass(
     let host = request.uri().authority().map(|authority| authority.as_str().to_owned());
     let host =
         host.or_else(|| Some(request.headers().get(header::HOST)?.to_str().ok()?.to_owned()));
-    let trusted = proxy::trusts(peer, &edge.server.trusted_proxies);
-    let sender = Sender { ip: peer, trusted, https: edge.speaks_tls(), host: host.as_deref() };
-    let client = proxy::client_ip(peer, request.headers(), &edge.server.trusted_proxies);
-    let lend = request.extensions().get::<Lend>().cloned();
+    let trusted = proxy::trusts(peer, &app.server.trusted_proxies);
+    let sender = Sender { ip: peer, trusted, https: app.speaks_tls(), host: host.as_deref() };
+    let client = proxy::client_ip(peer, request.headers(), &app.server.trusted_proxies);
+    let lend = request.extensions().get::<DetachableSocket>().cloned();
     let source = is_event_source(request.headers());
     if slot.is_some() {
         // What is compared has to be readable.
         request.headers_mut().remove(header::ACCEPT_ENCODING);
     }
-    let stop = seat.as_ref().map_or(edge.connections.stopping(), Seat::leave).clone();
+    let stop = seat.as_ref().map_or(app.client_tasks.stopping(), Seat::leave).clone();
     let answer = match upstream.pass(request, &sender, &stop).await {
         Ok(answer) => answer,
         Err(err) => return unanswered(&err, source),
@@ -197,7 +201,7 @@ async fn pass(
         return answer.response;
     }
     // What lasts is a client, as it is on the gateway's side.
-    let admission = match edge.gate.admit(client, None) {
+    let admission = match app.admission.admit(client, None) {
         Ok(admission) => admission,
         Err(refusal) if answer.stream => return refusal.into_stream(),
         Err(refusal) => return refusal.into_response(),
@@ -205,37 +209,37 @@ async fn pass(
     if let Some(lend) = &lend {
         lend.carries_a_client();
     }
-    let staying = Staying::new(edge, admission, seat);
+    let staying = ProxiedStream::new(app, admission, seat);
     if let Some(tunnel) = answer.tunnel {
-        edge.connections.spawn_client(Box::pin(async move {
+        app.client_tasks.spawn_client(Box::pin(async move {
             tunnel.carry(&stop).await;
             drop(staying);
         }));
         return answer.response;
     }
     answer.response.map(|body| match slot {
-        Some(slot) => Body::new(shadow::Overheard::new(body, slot, staying)),
+        Some(slot) => Body::new(shadow::TeeBody::new(body, slot, staying)),
         None => Body::new(shadow::Held::new(body, staying)),
     })
 }
 
 /// One who stays with the old server.
 #[derive(Debug)]
-struct Staying {
+struct ProxiedStream {
     streams: prometheus_client::metrics::gauge::Gauge,
     _admission: Admission,
     _seat: Option<Seat>,
 }
 
-impl Staying {
-    fn new(edge: &Edge, admission: Admission, seat: Option<Seat>) -> Self {
-        let streams = edge.floor.node.metrics().legacy.streams.clone();
+impl ProxiedStream {
+    fn new(app: &AppState, admission: Admission, seat: Option<Seat>) -> Self {
+        let streams = app.connections.node.metrics().legacy.streams.clone();
         streams.inc();
         Self { streams, _admission: admission, _seat: seat }
     }
 }
 
-impl Drop for Staying {
+impl Drop for ProxiedStream {
     fn drop(&mut self) {
         self.streams.dec();
     }
@@ -282,7 +286,7 @@ fn cookie(id: Uuid, secure: bool) -> HeaderValue {
     HeaderValue::from_str(&cookie).expect("an id has no character that a header may not have")
 }
 
-impl Edge {
+impl AppState {
     fn speaks_tls(&self) -> bool {
         self.server.tls.certificate.is_some()
     }
@@ -290,11 +294,11 @@ impl Edge {
 
 /// `GET /api/migration/shadow`: what comparing both sides has found on this node.
 pub(super) async fn report(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Json<shadow::Report>, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Admin)?;
-    Ok(Json(edge.legacy.shadow().report()))
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Admin)?;
+    Ok(Json(app.legacy.shadow().report()))
 }
 
 #[cfg(test)]

@@ -17,20 +17,20 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Edge,
+    AppState,
     error::{ApiError, read_body},
 };
 use crate::{
-    alert::{Alert, Happening},
+    alert::{Alert, AlertKind},
     auth::{Identity, Scope},
     broker::store::Note,
     protocol::ErrorCode,
     rollout::{
-        board::{By, ChangeError, Changed, Entry, Standing},
         cohort::Percentage,
         flag::{Change, Component, Settings, TRANSPORT},
-        schedule::{Act, Stop},
-        tally::Figures,
+        node_counts::Figures,
+        registry::{Actor, ChangeError, Changed, Entry, RolloutRecord},
+        schedule::{Effect, Stop},
     },
 };
 
@@ -45,31 +45,31 @@ type Named = Result<Path<String>, PathRejection>;
 
 /// All rollouts.
 pub(super) async fn flags(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
-    let board = &edge.floor.rollouts.board;
-    let now = board.now();
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
+    let registry = &app.connections.rollouts.registry;
+    let now = registry.now();
     let flags: Vec<_> = now.all().map(|standing| shown(standing)).collect();
     let target = now.get(TRANSPORT).map_or(0.0, |standing| standing.flag.effective().percent());
     Ok(Json(json!({
         "flags": flags,
-        "figures": Figures::new(target, edge.floor.rollouts.tallies.all()),
-        "environment": board.environment(),
+        "figures": Figures::new(target, app.connections.rollouts.node_counts.all()),
+        "environment": registry.environment(),
         "cutOff": now.cut_off.map(|since| since.elapsed().as_millis()),
     })))
 }
 
 /// One of them.
 pub(super) async fn flag(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     path: Named,
 ) -> Result<Json<Value>, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
     let component = component(path)?;
-    let now = edge.floor.rollouts.board.now();
+    let now = app.connections.rollouts.registry.now();
     let standing = now.get(component.as_str());
     standing
         .map(|standing| Json(shown(standing)))
@@ -78,17 +78,17 @@ pub(super) async fn flag(
 
 /// Says how a rollout is to be, and creates it where there is none.
 pub(super) async fn put(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     path: Named,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let by = edge.operator(request.headers()).await?;
+    let by = app.operator(request.headers()).await?;
     let component = component(path)?;
-    let mut fields: Map<String, Value> = parse(&read_body(request, &edge).await?)?;
+    let mut fields: Map<String, Value> = parse(&read_body(request, &app).await?)?;
     let version = field(&mut fields, "version")?;
     let reason = reason(field(&mut fields, "reason")?)?;
     let settings: Settings = typed(Value::Object(fields))?;
-    edge.change(&component, &Change::Set(Box::new(settings)), version, By { reason, ..by }).await
+    app.change(&component, &Change::Set(Box::new(settings)), version, Actor { reason, ..by }).await
 }
 
 /// What can be said beside a verb. Nothing has to be.
@@ -105,20 +105,20 @@ struct Order {
 
 /// `start`, `pause`, `resume`, `advance`, `approve`, `complete`, `rollback`, `stop`.
 pub(super) async fn order(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let by = edge.operator(request.headers()).await?;
+    let by = app.operator(request.headers()).await?;
     let Path((verb, name)) = path?;
     let component = named(&name)?;
-    let body = read_body(request, &edge).await?;
+    let body = read_body(request, &app).await?;
     let order: Order = if body.is_empty() { Order::default() } else { parse(&body)? };
     let Order { version, reason: said, percentage, keep_salt, force, mode } = order;
     let reason = reason(said)?;
     let change = match verb.as_str() {
         "start" => {
-            let waits_for = edge.waits_for(&component);
+            let waits_for = app.waits_for(&component);
             Change::Start { percentage, keep_salt, force, waits_for }
         }
         "pause" => Change::Pause,
@@ -141,21 +141,21 @@ pub(super) async fn order(
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
     };
-    edge.change(&component, &change, version, By { reason, ..by }).await
+    app.change(&component, &change, version, Actor { reason, ..by }).await
 }
 
 /// All rollouts off, everybody back.
 pub(super) async fn emergency_stop(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let by = edge.operator(request.headers()).await?;
-    let body = read_body(request, &edge).await?;
+    let by = app.operator(request.headers()).await?;
+    let body = read_body(request, &app).await?;
     let order: Order = if body.is_empty() { Order::default() } else { parse(&body)? };
-    let by = By { reason: reason(order.reason)?, ..by };
+    let by = Actor { reason: reason(order.reason)?, ..by };
     let change = Change::EmergencyStop(order.mode.unwrap_or_default());
-    let board = &edge.floor.rollouts.board;
-    if !board.now().read {
+    let registry = &app.connections.rollouts.registry;
+    if !registry.now().read {
         let message =
             "this node has not read the rollouts yet: ask another one, or again in a moment";
         return Err(ApiError::new(ErrorCode::Unavailable, message));
@@ -164,12 +164,12 @@ pub(super) async fn emergency_stop(
     let (mut stopped, mut kept) = (Map::new(), true);
     let mut failed = Vec::new();
     for _ in 0..2 {
-        for standing in board.now().all() {
+        for standing in registry.now().all() {
             let component = &standing.flag.component;
             if stopped.contains_key(component.as_str()) {
                 continue;
             }
-            match board.change(component, &change, None, &by).await {
+            match registry.change(component, &change, None, &by).await {
                 Ok(changed) => {
                     kept &= changed.kept;
                     stopped.insert(component.to_string(), shown(&changed.now));
@@ -177,7 +177,7 @@ pub(super) async fn emergency_stop(
                 Err(err) => failed.push(format!("{component}: {err}")),
             }
         }
-        if !kept || board.refresh().await.is_err() {
+        if !kept || registry.refresh().await.is_err() {
             break;
         }
     }
@@ -200,16 +200,16 @@ pub(super) struct HistoryQuery {
 
 /// The journal: who did what when, why, and what was measured then.
 pub(super) async fn history(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let component = query.component.as_deref().map(named).transpose()?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let before = query.before.unwrap_or(u64::MAX);
-    let lines = lines(&edge, component.as_ref(), before, limit).await?;
+    let lines = lines(&app, component.as_ref(), before, limit).await?;
     let next = lines.last().filter(|_| lines.len() == limit).map(|line| line["number"].clone());
     let since = query.since.unwrap_or(0);
     let late = |line: &&Value| since <= line["time"].as_u64().unwrap_or(0);
@@ -219,12 +219,12 @@ pub(super) async fn history(
 
 /// Lines of the journal as they are shown, the newest first.
 pub(super) async fn lines(
-    edge: &Edge,
+    app: &AppState,
     component: Option<&Component>,
     before: u64,
     limit: usize,
 ) -> Result<Vec<Value>, ApiError> {
-    let lines = edge.floor.rollouts.board.journal(component, before, limit).await?;
+    let lines = app.connections.rollouts.registry.journal(component, before, limit).await?;
     let shown = |(note, entry): &(Note, Option<Entry>)| {
         let mut line = json!(entry);
         line["number"] = json!(note.number);
@@ -236,17 +236,17 @@ pub(super) async fn lines(
     Ok(lines.iter().map(shown).collect())
 }
 
-impl Edge {
+impl AppState {
     /// Who may change rollouts, and how the journal calls them.
-    pub(super) async fn operator(&self, headers: &HeaderMap) -> Result<By, ApiError> {
+    pub(super) async fn operator(&self, headers: &HeaderMap) -> Result<Actor, ApiError> {
         let identity = self.caller(headers).await?;
         self.allow_scope(&identity, Scope::Admin)?;
-        Ok(By { name: known_as(&identity), reason: String::new() })
+        Ok(Actor { name: known_as(&identity), reason: String::new() })
     }
 
     /// What has to be completed before this one may begin.
     fn waits_for(&self, component: &Component) -> Vec<String> {
-        let now = self.floor.rollouts.board.now();
+        let now = self.connections.rollouts.registry.now();
         let Some(standing) = now.get(component.as_str()) else { return Vec::new() };
         let status = |other: &str| now.get(other).map(|other| other.flag.course.status);
         standing.flag.schedule.waits_for(status)
@@ -257,15 +257,15 @@ impl Edge {
         component: &Component,
         change: &Change,
         version: Option<u64>,
-        by: By,
+        by: Actor,
     ) -> Result<Response, ApiError> {
         let Changed { now, kept, acts } =
-            self.floor.rollouts.board.change(component, change, version, &by).await?;
+            self.connections.rollouts.registry.change(component, change, version, &by).await?;
         for act in acts {
-            if let Act::Tell { urgent, text } = act {
+            if let Effect::Tell { urgent, text } = act {
                 self.alerts.raise(Alert {
                     component: component.to_string(),
-                    happening: Happening::of_action(change.name()),
+                    happening: AlertKind::of_action(change.name()),
                     urgent,
                     text: format!("{text} (by {})", by.name),
                     figures: None,
@@ -295,7 +295,7 @@ fn known_as(identity: &Identity) -> String {
 }
 
 /// A rollout as it is shown: what everybody asks for comes first.
-pub(super) fn shown(standing: &Standing) -> Value {
+pub(super) fn shown(standing: &RolloutRecord) -> Value {
     let flag = &standing.flag;
     let course = &flag.course;
     let mut value = json!(flag);

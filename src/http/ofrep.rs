@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
 
 use super::{
-    Edge,
+    AppState,
     error::{ApiError, read_body},
 };
 use crate::{
     auth::Scope,
     rollout::{
-        board::{Board, Standing},
-        verdict::{Because, Unit},
+        assignment::{Reason, Unit},
+        registry::{RolloutRecord, RolloutRegistry},
     },
 };
 
@@ -31,20 +31,20 @@ struct Evaluation {
 
 /// One flag: whether the user belongs on the new side.
 pub(super) async fn one(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    edge.allow_scope(&*edge.caller(request.headers()).await?, Scope::Read)?;
+    app.allow_scope(&*app.caller(request.headers()).await?, Scope::Read)?;
     let Path(key) = path?;
-    let unit = match unit(&read_body(request, &edge).await?) {
+    let unit = match unit(&read_body(request, &app).await?) {
         Ok(unit) => unit,
         Err((code, details)) => return Ok(refused(Some(&key), code, details)),
     };
-    let now = edge.floor.rollouts.board.now();
+    let now = app.connections.rollouts.registry.now();
     Ok(match now.get(&key) {
         Some(standing) => {
-            Json(evaluated(standing, &unit, &edge.floor.rollouts.board)).into_response()
+            Json(evaluated(standing, &unit, &app.connections.rollouts.registry)).into_response()
         }
         None => {
             let details = format!("there is no rollout of {key}");
@@ -55,16 +55,19 @@ pub(super) async fn one(
 }
 
 /// All flags of a user, with an `ETag`.
-pub(super) async fn all(State(edge): State<Edge>, request: Request) -> Result<Response, ApiError> {
-    edge.allow_scope(&*edge.caller(request.headers()).await?, Scope::Read)?;
+pub(super) async fn all(
+    State(app): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    app.allow_scope(&*app.caller(request.headers()).await?, Scope::Read)?;
     let seen = tag_of(request.headers());
-    let unit = match unit(&read_body(request, &edge).await?) {
+    let unit = match unit(&read_body(request, &app).await?) {
         Ok(unit) => unit,
         Err((code, details)) => return Ok(refused(None, code, details)),
     };
-    let now = edge.floor.rollouts.board.now();
+    let now = app.connections.rollouts.registry.now();
     let flags: Vec<_> =
-        now.all().map(|flag| evaluated(flag, &unit, &edge.floor.rollouts.board)).collect();
+        now.all().map(|flag| evaluated(flag, &unit, &app.connections.rollouts.registry)).collect();
     let body = json!({ "flags": flags });
     let digest = Sha1::digest(body.to_string().as_bytes());
     let tag =
@@ -103,22 +106,22 @@ fn unit(body: &[u8]) -> Result<Unit, (&'static str, String)> {
     Ok(Unit { id: id.to_owned(), groups })
 }
 
-fn evaluated(standing: &Standing, unit: &Unit, board: &Board) -> Value {
+fn evaluated(standing: &RolloutRecord, unit: &Unit, registry: &RolloutRegistry) -> Value {
     let flag = &standing.flag;
-    let verdict = flag.verdict(unit, board.environment());
-    let reason = match verdict.because {
-        Because::Split => "SPLIT",
-        Because::Allowed | Because::Denied | Because::NotEligible => "TARGETING_MATCH",
-        Because::Off => "DISABLED",
+    let assignment = flag.assignment(unit, registry.environment());
+    let reason = match assignment.reason {
+        Reason::Split => "SPLIT",
+        Reason::Allowed | Reason::Denied | Reason::NotEligible => "TARGETING_MATCH",
+        Reason::Off => "DISABLED",
     };
-    let variant = if verdict.new { &flag.to } else { &flag.from };
+    let variant = if assignment.new { &flag.to } else { &flag.from };
     json!({
         "key": flag.component,
-        "value": verdict.new,
+        "value": assignment.new,
         "reason": reason,
         "variant": variant,
         "metadata": {
-            "cohort": verdict.cohort.to_string(),
+            "cohort": assignment.cohort.to_string(),
             "percentage": flag.effective().percent(),
             "version": flag.version,
             "epoch": flag.course.epoch,

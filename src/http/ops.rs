@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::json;
 
-use super::Edge;
+use super::AppState;
 use crate::broker::Health;
 
 /// The process answers.
@@ -17,19 +17,19 @@ pub(super) async fn live() -> Response {
 }
 
 /// New clients may come: the broker is there and the node is not stopping.
-pub(super) async fn ready(State(edge): State<Edge>) -> Response {
-    let node = edge.floor.node.name();
-    let reason = match edge.floor.node.health() {
-        _ if edge.draining.is_cancelled() => "the node is stopping".to_owned(),
+pub(super) async fn ready(State(app): State<AppState>) -> Response {
+    let node = app.connections.node.name();
+    let reason = match app.connections.node.health() {
+        _ if app.draining.is_cancelled() => "the node is stopping".to_owned(),
         Health::Down { reason } => reason,
-        Health::Up if !edge.floor.cluster.is_synced() => {
+        Health::Up if !app.connections.cluster.is_synced() => {
             "the node has not been told yet who is where".to_owned()
         }
-        Health::Up if !edge.legacy.has_joined() => {
+        Health::Up if !app.legacy.has_joined() => {
             "the node does not hear yet what is PUBLISHed on legacy.redis".to_owned()
         }
         // It would send everybody to the old side.
-        Health::Up if !edge.floor.rollouts.board.now().read => {
+        Health::Up if !app.connections.rollouts.registry.now().read => {
             "the node has not read the rollouts yet".to_owned()
         }
         Health::Up => return Json(json!({ "status": "ready", "node": node })).into_response(),
@@ -39,7 +39,7 @@ pub(super) async fn ready(State(edge): State<Edge>) -> Response {
 }
 
 /// Counters and gauges in the Prometheus text format.
-pub(super) async fn metrics(State(edge): State<Edge>) -> Response {
+pub(super) async fn metrics(State(app): State<AppState>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], edge.floor.node.metrics().render()).into_response()
+    ([(header::CONTENT_TYPE, kind)], app.connections.node.metrics().render()).into_response()
 }

@@ -13,7 +13,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Edge, ServerConfig, error::ApiError, gate::Reason};
+use super::{AppState, ServerConfig, admission::Reason, error::ApiError};
 use crate::{
     auth::{Identity, Scope},
     protocol::ErrorCode,
@@ -175,9 +175,13 @@ impl Allowed {
 }
 
 /// Refuses pages that may not speak to the gateway, and tells browsers which may.
-pub(super) async fn guard(State(edge): State<Edge>, mut request: Request, next: Next) -> Response {
-    if edge.is_a_developers() && !names_this_machine(authority(request.uri(), request.headers())) {
-        edge.gate.count(Reason::Origin);
+pub(super) async fn guard(
+    State(app): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if app.is_a_developers() && !names_this_machine(authority(request.uri(), request.headers())) {
+        app.admission.count(Reason::Origin);
         let message = "this developer's gateway answers to localhost only: a page elsewhere may have \
                        its name lead here; set auth.environment, or server.allowed_origins";
         return vary(ApiError::new(ErrorCode::OriginForbidden, message).into_response());
@@ -185,8 +189,8 @@ pub(super) async fn guard(State(edge): State<Edge>, mut request: Request, next: 
     let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
         return vary(next.run(request).await);
     };
-    if !allowed(&edge.server, &origin, authority(request.uri(), request.headers())) {
-        edge.gate.count(Reason::Origin);
+    if !allowed(&app.server, &origin, authority(request.uri(), request.headers())) {
+        app.admission.count(Reason::Origin);
         let message = format!("pages of {origin:?} are not in server.allowed_origins");
         return vary(ApiError::new(ErrorCode::OriginForbidden, message).into_response());
     }
@@ -205,10 +209,10 @@ pub(super) async fn guard(State(edge): State<Edge>, mut request: Request, next: 
     vary(response)
 }
 
-impl Edge {
+impl AppState {
     /// Whether everybody on this machine may do everything.
     fn is_a_developers(&self) -> bool {
-        let open = self.floor.auth.operates(&Identity::default(), Scope::Admin);
+        let open = self.connections.auth.operates(&Identity::default(), Scope::Admin);
         open && self.server.listen.ip().is_loopback() && self.server.allowed_origins.is_empty()
     }
 }

@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{Edge, error::ApiError, legacy};
+use super::{AppState, error::ApiError, legacy};
 use crate::protocol::ErrorCode;
 
 const DEMO: &str = include_str!("../../client/demo/dist/index.html");
@@ -18,12 +18,15 @@ const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 
     img-src data:; connect-src *; base-uri 'none'; frame-ancestors 'none'";
 
 /// `GET /`: panes that publish and listen, and show what carries them.
-pub(super) async fn demo(State(edge): State<Edge>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn demo(
+    State(app): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
     // Where an old server stands behind, its own start page stays.
-    if let Some(upstream) = edge.legacy.upstream() {
-        return Ok(legacy::through(&edge, upstream, request).await);
+    if let Some(upstream) = app.legacy.upstream() {
+        return Ok(legacy::through(&app, upstream, request).await);
     }
-    if !edge.floor.auth.is_development() {
+    if !app.connections.auth.is_development() {
         let message =
             "there is nothing at /: the demo page is for auth.environment = \"development\"";
         return Err(ApiError::new(ErrorCode::NotFound, message));

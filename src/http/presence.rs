@@ -11,7 +11,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Edge,
+    AppState,
     error::{ApiError, read_json},
 };
 use crate::{
@@ -43,7 +43,7 @@ pub(super) struct Presence {
 
 /// Who is in a channel, cluster-wide, in pages. With `limit=0` only how many.
 pub(super) async fn list(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
     query: Result<Query<PresenceQuery>, QueryRejection>,
@@ -52,8 +52,8 @@ pub(super) async fn list(
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let channel: Channel =
         channel.parse().map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?;
-    edge.allow(&*edge.caller(&headers).await?, Verb::Presence, &channel)?;
-    let cluster = &edge.floor.cluster;
+    app.allow(&*app.caller(&headers).await?, Verb::Presence, &channel)?;
+    let cluster = &app.connections.cluster;
     cluster.synced().await;
     let limit = query.limit.unwrap_or(PAGE).min(PAGE_MAX);
     let (count, mut members) = cluster.members(&channel, query.cursor, limit + 1);
@@ -65,7 +65,7 @@ pub(super) async fn list(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Whom {
+struct Target {
     session: Option<String>,
     user: Option<UserId>,
     reason: Option<String>,
@@ -79,11 +79,11 @@ const REASON_MAX: usize = 120;
 /// Cuts off a session, or all of a user's, on whichever node. The session is named by its own id or
 /// by the one that presence shows.
 pub(super) async fn disconnect(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
-    edge.allow_scope(&*edge.caller(request.headers()).await?, Scope::Admin)?;
-    let whom: Whom = read_json(request, &edge).await?;
+    app.allow_scope(&*app.caller(request.headers()).await?, Scope::Admin)?;
+    let whom: Target = read_json(request, &app).await?;
     let session = whom.session.as_deref().map(session).transpose()?;
     if session.is_some() == whom.user.is_some() {
         let message = "name either a \"session\" or a \"user\"";
@@ -93,7 +93,7 @@ pub(super) async fn disconnect(
         let message = format!("a reason may have {REASON_MAX} bytes");
         return Err(ApiError::new(ErrorCode::Malformed, message));
     }
-    edge.floor.cluster.disconnect(Disconnect {
+    app.connections.cluster.disconnect(Disconnect {
         session,
         user: whom.user,
         reconnect: whom.reconnect,

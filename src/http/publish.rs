@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    Edge,
+    AppState,
     error::{ApiError, RETRY_AFTER, read_json},
 };
 use crate::{
@@ -69,16 +69,19 @@ impl Outcome {
 }
 
 /// Publishes an event to one channel, or to each of several. 2xx means that it is in all of them.
-pub(super) async fn one(State(edge): State<Edge>, request: Request) -> Result<Response, ApiError> {
-    let limits = &edge.floor.limits;
-    let caller = edge.caller(request.headers()).await?;
-    let body: Body = read_json(request, &edge).await?;
+pub(super) async fn one(
+    State(app): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let limits = &app.connections.limits;
+    let caller = app.caller(request.headers()).await?;
+    let body: Body = read_json(request, &app).await?;
     let several = body.channels.is_some();
     let batch = publications(body, limits.event_bytes, limits.batch_events)?;
     for publication in &batch {
-        edge.allow(&caller, Verb::Publish, &publication.channel)?;
+        app.allow(&caller, Verb::Publish, &publication.channel)?;
     }
-    let mut outcomes = publish(&edge, batch).await;
+    let mut outcomes = publish(&app, batch).await;
     match outcomes.iter().find_map(Outcome::error) {
         Some(error) if !several => return Err(error.clone()),
         None if !several => return Ok(Json(outcomes.pop()).into_response()),
@@ -103,12 +106,12 @@ fn results(outcomes: &[Outcome]) -> Response {
 /// Publishes many events. Each has its own result; a bad one does not spoil the rest. 503 only when
 /// none of them could be stored.
 pub(super) async fn batch(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let limits = &edge.floor.limits;
-    let caller = edge.caller(request.headers()).await?;
-    let body: Batch = read_json(request, &edge).await?;
+    let limits = &app.connections.limits;
+    let caller = app.caller(request.headers()).await?;
+    let body: Batch = read_json(request, &app).await?;
     if limits.batch_events < body.events.len() {
         let (len, most) = (body.events.len(), limits.batch_events);
         let message = format!("the batch has {len} events, it may have {most}");
@@ -118,12 +121,12 @@ pub(super) async fn batch(
         let body: Body = serde_json::from_str(raw.get())
             .map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
         let one = publications(body, limits.event_bytes, 1).map(|mut one| one.remove(0))?;
-        edge.allow(&caller, Verb::Publish, &one.channel)?;
+        app.allow(&caller, Verb::Publish, &one.channel)?;
         Ok(one)
     };
     let parsed: Vec<_> = body.events.iter().map(|raw| single(raw)).collect();
     let good = parsed.iter().filter_map(|event| event.as_ref().ok().cloned()).collect();
-    let mut stored = publish(&edge, good).await.into_iter();
+    let mut stored = publish(&app, good).await.into_iter();
     let results: Vec<_> = parsed
         .into_iter()
         .filter_map(|event| match event {
@@ -140,8 +143,8 @@ pub(super) async fn batch(
     }
 }
 
-async fn publish(edge: &Edge, batch: Vec<Publication>) -> Vec<Outcome> {
-    let receipts = edge.floor.node.publish(batch.clone()).await;
+async fn publish(app: &AppState, batch: Vec<Publication>) -> Vec<Outcome> {
+    let receipts = app.connections.node.publish(batch.clone()).await;
     batch.into_iter().zip(receipts).map(|(event, receipt)| Outcome::new(event, receipt)).collect()
 }
 

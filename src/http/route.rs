@@ -8,14 +8,14 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Edge, error::ApiError};
+use super::{AppState, error::ApiError};
 use crate::{
     protocol::ErrorCode,
     rollout::{
+        assignment::{Reason, Unit},
         cohort::Cohort,
         flag::TRANSPORT,
         schedule::Stop,
-        verdict::{Because, Unit},
     },
 };
 
@@ -41,7 +41,7 @@ struct Route {
     /// The place, in percent; none where nothing is split.
     #[serde(skip_serializing_if = "Option::is_none")]
     bucket: Option<f64>,
-    because: Because,
+    reason: Reason,
     /// The rollout's version; 0 where there is none.
     version: u64,
 }
@@ -56,23 +56,23 @@ const WEBSOCKET: Transport = Transport { transport: "websocket", url: "/ws" };
 const SSE: Transport = Transport { transport: "sse", url: "/events" };
 
 pub(super) async fn route(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     query: Result<Query<RouteQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
-    let identity = edge.client(request.headers(), request.uri()).await?;
-    let identity = edge.required(identity)?;
+    let identity = app.client(request.headers(), request.uri()).await?;
+    let identity = app.required(identity)?;
     let user = identity.user.as_ref().map(ToString::to_string);
     let id = user.or(query.client.filter(|id| !id.is_empty()));
     let unit = id.map(|id| Unit { id, groups: identity.groups.clone() });
-    let route = decide(&edge, unit.as_ref(), query.transport.as_deref());
+    let route = decide(&app, unit.as_ref(), query.transport.as_deref());
     let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     Ok((no_store, Json(route)).into_response())
 }
 
-fn decide(edge: &Edge, unit: Option<&Unit>, uses: Option<&str>) -> Route {
-    let flags = edge.floor.rollouts.board.now();
+fn decide(app: &AppState, unit: Option<&Unit>, uses: Option<&str>) -> Route {
+    let flags = app.connections.rollouts.registry.now();
     let Some(standing) = flags.get(TRANSPORT) else {
         // Nothing is rolled out: the better transport is simply used. Before the first look at the
         // store that is not known, and the old one does no harm.
@@ -83,24 +83,25 @@ fn decide(edge: &Edge, unit: Option<&Unit>, uses: Option<&str>) -> Route {
             component: TRANSPORT,
             cohort: Cohort::Rest,
             bucket: None,
-            because: Because::Off,
+            reason: Reason::Off,
             version: 0,
         };
     };
     let flag = &standing.flag;
     // Who cannot be told from others next time belongs where everybody was before.
-    let verdict = unit.map(|unit| flag.verdict(unit, edge.floor.rollouts.board.environment()));
+    let assignment =
+        unit.map(|unit| flag.assignment(unit, app.connections.rollouts.registry.environment()));
     let frozen = flag.course.stop == Some(Stop::Freeze) && uses != Some(WEBSOCKET.transport);
-    let new = verdict.is_some_and(|verdict| verdict.new) && !frozen;
+    let new = assignment.is_some_and(|assignment| assignment.new) && !frozen;
     let (first, other) = if new { (WEBSOCKET, SSE) } else { (SSE, WEBSOCKET) };
     Route {
         first,
         // The old side has nothing to fall back to: the new one is what is being tried.
         fallback: (new && flag.fallback_enabled).then_some(other),
         component: TRANSPORT,
-        cohort: verdict.map_or(Cohort::Rest, |verdict| verdict.cohort),
-        bucket: verdict.map(|verdict| f64::from(verdict.bucket.number()) / 1000.0),
-        because: verdict.map_or(Because::NotEligible, |verdict| verdict.because),
+        cohort: assignment.map_or(Cohort::Rest, |assignment| assignment.cohort),
+        bucket: assignment.map(|assignment| f64::from(assignment.bucket.number()) / 1000.0),
+        reason: assignment.map_or(Reason::NotEligible, |assignment| assignment.reason),
         version: flag.version,
     }
 }

@@ -11,7 +11,7 @@ use axum::{
 use serde::Deserialize;
 
 use super::{
-    Edge,
+    AppState,
     error::{ApiError, read_body},
 };
 use crate::{
@@ -25,13 +25,13 @@ use crate::{
 /// What can be asked for. Nothing has to be.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct Asked {
+struct ValidationRequest {
     phase: Option<u64>,
     sample_size: usize,
     seconds: u64,
 }
 
-impl Default for Asked {
+impl Default for ValidationRequest {
     fn default() -> Self {
         Self { phase: None, sample_size: 100, seconds: 10 }
     }
@@ -39,19 +39,19 @@ impl Default for Asked {
 
 /// Compares, and answers when it is done. Who hangs up ends it.
 pub(super) async fn start(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<Outcome>, ApiError> {
-    let by = edge.operator(request.headers()).await?;
+    let by = app.operator(request.headers()).await?;
     let component = component(path)?;
-    let body = read_body(request, &edge).await?;
+    let body = read_body(request, &app).await?;
     let wrong = |message: String| ApiError::new(ErrorCode::Malformed, message);
     let asked = match body.is_empty() {
-        true => Asked::default(),
+        true => ValidationRequest::default(),
         false => serde_json::from_slice(&body).map_err(|err| wrong(format!("the body: {err}")))?,
     };
-    let Asked { phase, sample_size, seconds } = asked;
+    let ValidationRequest { phase, sample_size, seconds } = asked;
     if !(1..=SESSIONS_MAX).contains(&sample_size) {
         return Err(wrong(format!("sampleSize is 1 to {SESSIONS_MAX}, not {sample_size}")));
     }
@@ -59,27 +59,27 @@ pub(super) async fn start(
         return Err(wrong(format!("seconds is 1 to {SECONDS_MAX}, not {seconds}")));
     }
     let duration = Duration::from_secs(seconds);
-    let run = edge.validation.validate_phase(&component, phase, sample_size, duration);
+    let run = app.validation.validate_phase(&component, phase, sample_size, duration);
     let outcome = Box::pin(run).await?;
     // A schedule that waits for it goes on, or knows that it may not.
-    let board = &edge.floor.rollouts.board;
-    if let Some(standing) = board.now().get(component.as_str()) {
+    let registry = &app.connections.rollouts.registry;
+    if let Some(standing) = registry.now().get(component.as_str()) {
         let stage = standing.flag.course.stage;
         let change = Change::Validated { stage, differs: outcome.differs() };
-        board.change(&component, &change, None, &by).await?;
+        registry.change(&component, &change, None, &by).await?;
     }
     Ok(Json(outcome))
 }
 
 /// What came of it last.
 pub(super) async fn newest(
-    State(edge): State<Edge>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Outcome>, ApiError> {
-    edge.allow_scope(&*edge.caller(&headers).await?, Scope::Read)?;
+    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
     let component = component(path)?;
-    let outcome = edge.validation.newest(&component).await?;
+    let outcome = app.validation.newest(&component).await?;
     outcome.map(Json).ok_or_else(|| {
         let message = format!(
             "{component} was not validated yet: POST to /api/migration/validation/{component}"

@@ -11,9 +11,9 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use sha1::{Digest as _, Sha1};
 
-use super::{Edge, error::ApiError, lend::Lend};
+use super::{AppState, detach::DetachableSocket, error::ApiError};
 use crate::{
-    connection::{Arrival, Connection},
+    connection::{Accepted, Connection},
     protocol::ErrorCode,
 };
 
@@ -21,26 +21,27 @@ use crate::{
 const SUBPROTOCOL: &str = "crossfade.v1";
 
 pub(super) async fn open(
-    State(edge): State<Edge>,
-    Extension(lend): Extension<Lend>,
+    State(app): State<AppState>,
+    Extension(lend): Extension<DetachableSocket>,
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let (accept, subprotocol) = shake(request.method(), request.headers())?;
-    let admission = match edge.admit(&request, edge.shows_pass(request.headers())) {
+    let admission = match app.admit(&request, app.shows_pass(request.headers())) {
         Ok(admission) => admission,
         Err(refusal) => return Ok(refusal.into_response()),
     };
     // A browser is not shown why a handshake failed: it is told over the WebSocket.
-    let identity = edge.client(request.headers(), request.uri()).await;
-    let arrival = Arrival { identity, admission: Box::new(admission) };
+    let identity = app.client(request.headers(), request.uri()).await;
+    let arrival = Accepted { identity, admission: Box::new(admission) };
     let upgrade = hyper::upgrade::on(&mut request);
-    let (stage, floor) = (edge.connections.clone(), Arc::clone(&edge.floor));
-    edge.connections.spawn_client(Box::pin(async move {
+    let (stage, connections) = (app.client_tasks.clone(), Arc::clone(&app.connections));
+    app.client_tasks.spawn_client(Box::pin(async move {
         let Ok(upgraded) = upgrade.await else { return };
         // Bytes that came right behind the handshake belong to the first frame.
-        let Ok(parts) = downcast::<TokioIo<Lend>>(upgraded) else { return };
+        let Ok(parts) = downcast::<TokioIo<DetachableSocket>>(upgraded) else { return };
         let Some(socket) = lend.take(&stage) else { return };
-        let (connection, first) = Connection::websocket(floor, socket, &parts.read_buf, arrival);
+        let (connection, first) =
+            Connection::websocket(connections, socket, &parts.read_buf, arrival);
         drop(parts);
         // Its own task, so that nothing of the handshake stays with the client.
         stage.spawn_client(async move {

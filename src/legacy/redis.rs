@@ -7,11 +7,11 @@
 //!
 //! [`tally`] is the pure part, [`ear`] listens, [`writer`] writes, [`copy`] sends the other way.
 
-mod company;
 mod copy;
-mod ear;
 mod lease;
-mod tally;
+mod message_sequence;
+mod peers;
+mod subscriber;
 mod writer;
 
 use std::{
@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::{
-    company::Company,
-    tally::{Taking, Tally},
+    message_sequence::{Ingest, MessageSequence},
+    peers::Peers,
 };
 use super::{
     Bounds, Impossible, JsonPath, LegacyError,
@@ -145,12 +145,12 @@ pub struct TakeIn {
     place: ConnectionInfo,
     /// This process among those that take in; never the same again.
     token: String,
-    tally: Mutex<Tally>,
+    tally: Mutex<MessageSequence>,
     /// Until when this node may write.
-    held: Mutex<Option<Until>>,
+    held: Mutex<Option<Deadline>>,
     /// When it was started.
     began: Instant,
-    company: Mutex<Company>,
+    company: Mutex<Peers>,
     /// There may be something to write.
     due: Notify,
     /// A mark, and a try for the lease, are wanted at once.
@@ -161,12 +161,12 @@ pub struct TakeIn {
 
 /// An end by two clocks: one of them stands still while a machine sleeps.
 #[derive(Clone, Copy, Debug)]
-struct Until {
+struct Deadline {
     instant: Instant,
     wall: SystemTime,
 }
 
-impl Until {
+impl Deadline {
     fn after(time: Duration) -> Self {
         Self { instant: Instant::now() + time, wall: SystemTime::now() + time }
     }
@@ -189,13 +189,13 @@ impl TakeIn {
     ) -> Result<Arc<Self>, LegacyError> {
         let url = || LegacyError::RedisUrl { url: config.url.to_string() };
         let place = config.url.info().map_err(|_| url())?;
-        let taking = Taking::new(config, bounds.clone());
+        let taking = Ingest::new(config, bounds.clone());
         let this = Arc::new(Self {
             config: config.clone(),
             node: Arc::clone(node),
             place,
             token: Uuid::new_v4().simple().to_string(),
-            tally: Mutex::new(Tally::new(taking)),
+            tally: Mutex::new(MessageSequence::new(taking)),
             began: Instant::now(),
             held: Mutex::default(),
             company: Mutex::default(),
@@ -204,7 +204,7 @@ impl TakeIn {
             finished: CancellationToken::new(),
         });
         let stop = stage.stopping();
-        stage.spawn("legacy-listen", ear::listen(Arc::clone(&this)));
+        stage.spawn("legacy-listen", subscriber::listen(Arc::clone(&this)));
         stage.spawn("legacy-lease", lease::keep(Arc::clone(&this)));
         stage.spawn("legacy-write", writer::write(Arc::clone(&this), stop.clone()));
         if !config.copy_out.is_empty() {

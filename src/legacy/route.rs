@@ -96,7 +96,7 @@ pub struct Place<'a> {
 
 /// Why an old address stands for no channel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unplaced {
+pub enum RouteError {
     /// Something has to be in the query.
     #[error("say which: ?{name}= is missing")]
     Query {
@@ -121,7 +121,7 @@ impl Place<'_> {
     ///
     /// # Errors
     /// When the request says too little, or something that cannot be in a channel's name.
-    pub fn channels(&self, query: &str, user: Option<&str>) -> Result<Vec<Channel>, Unplaced> {
+    pub fn channels(&self, query: &str, user: Option<&str>) -> Result<Vec<Channel>, RouteError> {
         let mut captures = self.captures.clone();
         if let Some(user) = user {
             captures.insert("user".to_owned(), user.to_owned());
@@ -132,12 +132,11 @@ impl Place<'_> {
         let channel = |template: &Template| {
             let name =
                 template.fill(&captures).map_err(|hole| match hole.strip_prefix("query:") {
-                    Some(name) => Unplaced::Query { name: name.to_owned() },
-                    None => Unplaced::User,
+                    Some(name) => RouteError::Query { name: name.to_owned() },
+                    None => RouteError::User,
                 })?;
-            name.parse().map_err(|why: crate::protocol::channel::ChannelError| Unplaced::Channel {
-                why: why.to_string(),
-                name,
+            name.parse().map_err(|why: crate::protocol::channel::ChannelError| {
+                RouteError::Channel { why: why.to_string(), name }
             })
         };
         self.route.channels.iter().map(channel).collect()
@@ -258,9 +257,9 @@ mod tests {
         let route = route("/s/{room}", &["a:{query:t}", "b:{user}", "c:{room}"]).unwrap();
         let place = route.place("/s/1").unwrap();
         let of = |query, user| place.channels(query, user).unwrap_err();
-        assert_eq!(of("", Some("x")), Unplaced::Query { name: "t".to_owned() });
-        assert_eq!(of("t=1", None), Unplaced::User);
-        assert!(matches!(of("t=a b", Some("x")), Unplaced::Channel { .. }));
+        assert_eq!(of("", Some("x")), RouteError::Query { name: "t".to_owned() });
+        assert_eq!(of("t=1", None), RouteError::User);
+        assert!(matches!(of("t=a b", Some("x")), RouteError::Channel { .. }));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! A number of streams is read as they pass, without being held up: what cannot be kept up with is
 //! left out, and said so. The comparison itself is [`compare`](super::compare)'s.
 
-mod overheard;
 mod report;
+mod tee_body;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -27,8 +27,8 @@ use tracing::debug;
 
 use self::report::{ChannelFigures, Figures};
 pub use self::{
-    overheard::{Held, Overheard},
     report::Report,
+    tee_body::{Held, TeeBody},
 };
 use super::{
     Bounds, Impossible, JsonPath,
@@ -40,7 +40,7 @@ use crate::{
     lifecycle::{Stage, unix_ms},
     node::{
         Node,
-        follow::{Follower, Step},
+        follower::{Follower, Step},
     },
     protocol::{Channel, Event},
 };

@@ -1,6 +1,6 @@
 //! Which channels have readers on this node, and keeping their logs whole.
 //!
-//! A [`Room`] is a channel's log with those who hold it open. The hub opens it at the broker when
+//! A [`OpenChannel`] is a channel's log with those who hold it open. The hub opens it at the broker when
 //! the first one comes, gives it up a while after the last one left, appends what comes up the
 //! feed, walks the readers, and reads from the broker what is missing. It knows nothing of clients:
 //! a reader is a trait object.
@@ -19,8 +19,8 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::{
-    log::{ChannelLog, Next, Reader, RingLimits, SEATS, Tag},
-    reading::Reading,
+    log::{BLOCK_SIZE, ChannelLog, Next, Reader, RingLimits, Tag},
+    log_reader::LogReader,
 };
 use crate::{
     broker::{Broker, BrokerError, Entry, Range, Slice},
@@ -42,13 +42,13 @@ const TURNS: usize = 1024;
 /// The channels that have readers on this node.
 #[derive(Debug)]
 pub struct Hub {
-    rooms: DashMap<Channel, Arc<Room>>,
+    open_channels: DashMap<Channel, Arc<OpenChannel>>,
     /// Held while the broker is told of the first reader or the last one's leaving, so that the two
     /// calls cannot cross.
     turns: Box<[tokio::sync::Mutex<()>]>,
     hasher: RandomState,
     broker: Arc<dyn Broker>,
-    reading: Arc<Reading>,
+    reading: Arc<LogReader>,
     ring: RingLimits,
     delivered: Delivered,
     metrics: Arc<Metrics>,
@@ -59,14 +59,14 @@ pub struct Hub {
 impl Hub {
     /// A hub without channels.
     pub(super) fn new(
-        (broker, reading): (Arc<dyn Broker>, Arc<Reading>),
+        (broker, reading): (Arc<dyn Broker>, Arc<LogReader>),
         ring: RingLimits,
         (dedup_size, dedup_age): (NonZeroUsize, Duration),
         metrics: Arc<Metrics>,
         stage: Stage,
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
-            rooms: DashMap::new(),
+            open_channels: DashMap::new(),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             broker,
@@ -83,34 +83,41 @@ impl Hub {
     ///
     /// # Errors
     /// When the broker cannot be asked; nothing is held then.
-    pub async fn enter(&self, channel: &Channel) -> Result<Hold, BrokerError> {
+    pub async fn open(&self, channel: &Channel) -> Result<ChannelHandle, BrokerError> {
         let _turn = self.turn(channel).lock().await;
-        let room = {
-            let new = || Arc::new(Room::new(channel.clone(), self.ring));
-            let room = self.rooms.entry(channel.clone()).or_insert_with(new);
-            Arc::clone(&room)
+        let open_channel = {
+            let new = || Arc::new(OpenChannel::new(channel.clone(), self.ring));
+            let open_channel = self.open_channels.entry(channel.clone()).or_insert_with(new);
+            Arc::clone(&open_channel)
         };
-        let hold = Hold::new(Arc::clone(&room));
-        if room.log.head().is_none() {
+        let handle = ChannelHandle::new(Arc::clone(&open_channel));
+        if open_channel.log.head().is_none() {
             let head = self.broker.subscribe(channel).await?;
             if !channel.is_reserved() {
                 self.metrics.channels.inc();
             }
-            self.follow_up(&room, room.log.open(head), false);
+            self.follow_up(&open_channel, open_channel.log.open(head), false);
         }
-        Ok(hold)
+        Ok(handle)
     }
 
     /// Gives up the channels that nobody held for `linger`.
     pub async fn give_up_idle(&self, linger: Duration) {
-        let idle = |room: &Room| room.idle_for().is_some_and(|idle| linger <= idle);
-        let candidates: Vec<Channel> =
-            self.rooms.iter().filter(|room| idle(room)).map(|room| room.key().clone()).collect();
+        let idle =
+            |open_channel: &OpenChannel| open_channel.idle_for().is_some_and(|idle| linger <= idle);
+        let candidates: Vec<Channel> = self
+            .open_channels
+            .iter()
+            .filter(|open_channel| idle(open_channel))
+            .map(|open_channel| open_channel.key().clone())
+            .collect();
         for channel in candidates {
             let _turn = self.turn(&channel).lock().await;
-            if let Some((_, room)) = self.rooms.remove_if(&channel, |_, room| idle(room)) {
+            if let Some((_, open_channel)) =
+                self.open_channels.remove_if(&channel, |_, open_channel| idle(open_channel))
+            {
                 self.broker.unsubscribe(&channel).await;
-                if room.log.head().is_some() && !channel.is_reserved() {
+                if open_channel.log.head().is_some() && !channel.is_reserved() {
                     self.metrics.channels.dec();
                 }
             }
@@ -119,17 +126,17 @@ impl Hub {
 
     /// Takes an entry from the feed. `others_wait` says that it is not the last of it.
     pub fn ingest(&self, entry: Entry, others_wait: bool) {
-        let Some(room) = self.room(&entry.channel) else { return };
+        let Some(open_channel) = self.open_channel(&entry.channel) else { return };
         let Entry { channel, position, event } = entry;
         let repeat = |event: &Event| self.is_repeat(&channel, position, event);
-        let next = room.log.ingest(position, event, repeat);
-        self.follow_up(&room, next, others_wait);
+        let next = open_channel.log.ingest(position, event, repeat);
+        self.follow_up(&open_channel, next, others_wait);
     }
 
     /// Takes the news that a log reaches as far as `position`.
-    pub fn heard_of(&self, channel: &Channel, position: Position) {
-        let Some(room) = self.room(channel) else { return };
-        self.follow_up(&room, room.log.heard_of(position), false);
+    pub fn observe_head(&self, channel: &Channel, position: Position) {
+        let Some(open_channel) = self.open_channel(channel) else { return };
+        self.follow_up(&open_channel, open_channel.log.observe_head(position), false);
     }
 
     /// Asks the broker where every open log stands, and repairs those that lack something.
@@ -138,14 +145,14 @@ impl Hub {
     /// When the broker cannot be asked.
     pub async fn verify(&self) -> Result<(), BrokerError> {
         let known: Vec<_> = self
-            .rooms
+            .open_channels
             .iter()
-            .filter_map(|room| Some((room.key().clone(), room.log.head()?)))
+            .filter_map(|open_channel| Some((open_channel.key().clone(), open_channel.log.head()?)))
             .collect();
         for known in known.chunks(1000) {
             let heads = self.broker.verify(known).await?;
             for ((channel, _), head) in known.iter().zip(heads) {
-                self.heard_of(channel, head);
+                self.observe_head(channel, head);
             }
         }
         Ok(())
@@ -153,8 +160,9 @@ impl Hub {
 
     /// The open channels with the number of their readers here.
     pub fn occupied(&self) -> Vec<(Channel, usize)> {
-        let open = self.rooms.iter().filter(|room| !room.key().is_reserved());
-        open.map(|room| (room.key().clone(), room.log.readers())).collect()
+        let open =
+            self.open_channels.iter().filter(|open_channel| !open_channel.key().is_reserved());
+        open.map(|open_channel| (open_channel.key().clone(), open_channel.log.readers())).collect()
     }
 
     /// Whether an event was delivered before, under an earlier offset.
@@ -162,8 +170,8 @@ impl Hub {
         self.delivered.was_shown_before(channel, position, event)
     }
 
-    fn room(&self, channel: &Channel) -> Option<Arc<Room>> {
-        self.rooms.get(channel).map(|room| Arc::clone(&room))
+    fn open_channel(&self, channel: &Channel) -> Option<Arc<OpenChannel>> {
+        self.open_channels.get(channel).map(|open_channel| Arc::clone(&open_channel))
     }
 
     fn turn(&self, channel: &Channel) -> &tokio::sync::Mutex<()> {
@@ -183,28 +191,30 @@ impl Hub {
         repeat
     }
 
-    fn follow_up(&self, room: &Arc<Room>, next: Next, others_wait: bool) {
+    fn follow_up(&self, open_channel: &Arc<OpenChannel>, next: Next, others_wait: bool) {
         match next {
-            Next::Rest => {}
+            Next::None => {}
             // A few readers are served on the spot. A crowd gets a task, so that other channels go on;
             // so do the few where more news wait, which may be theirs and then goes out with this.
-            Next::Walk if room.log.readers() <= SEATS && !others_wait => walk_few(&room.log),
-            Next::Walk => self.stage.spawn_client(walk_many(Arc::clone(room))),
+            Next::FanOut if open_channel.log.readers() <= BLOCK_SIZE && !others_wait => {
+                fan_out_inline(&open_channel.log)
+            }
+            Next::FanOut => self.stage.spawn_client(fan_out_task(Arc::clone(open_channel))),
             Next::Repair => {
                 let Some(hub) = self.this.upgrade() else { return };
-                let room = Arc::clone(room);
-                self.stage.spawn_client(async move { hub.repair(room).await });
+                let open_channel = Arc::clone(open_channel);
+                self.stage.spawn_client(async move { hub.repair(open_channel).await });
             }
         }
     }
 
     /// Reads what is missing until nothing is, however long the broker is away.
-    async fn repair(&self, room: Arc<Room>) {
+    async fn repair(&self, open_channel: Arc<OpenChannel>) {
         let mut pause = RETRY.0;
         loop {
-            let after = Range::After(room.log.missing_after());
+            let after = Range::After(open_channel.log.missing_after());
             let slice = tokio::select! {
-                slice = self.reading.read(room.log.channel(), after, PAGE) => slice,
+                slice = self.reading.read(open_channel.log.channel(), after, PAGE) => slice,
                 () = self.stage.stopping().cancelled() => return,
             };
             let Ok(slice) = slice else {
@@ -216,29 +226,30 @@ impl Hub {
                 continue;
             };
             self.metrics.holes.inc();
-            if !self.mend(&room, slice).await {
+            if !self.apply_repair(&open_channel, slice).await {
                 return;
             }
         }
     }
 
     /// Appends what a repair read. Whether it has to read on.
-    async fn mend(&self, room: &Arc<Room>, slice: Slice) -> bool {
-        let channel = room.log.channel();
-        let mended = room.log.mend(slice, |at, event| self.is_repeat(channel, at, event));
-        if mended.broken {
-            room.log.nudge_all();
+    async fn apply_repair(&self, open_channel: &Arc<OpenChannel>, slice: Slice) -> bool {
+        let channel = open_channel.log.channel();
+        let repaired =
+            open_channel.log.apply_repair(slice, |at, event| self.is_repeat(channel, at, event));
+        if repaired.broken {
+            open_channel.log.wake_all();
         }
-        if mended.walk == Next::Walk {
-            walk(&room.log).await;
+        if repaired.walk == Next::FanOut {
+            fan_out(&open_channel.log).await;
         }
-        mended.again
+        repaired.again
     }
 }
 
 /// A channel that somebody here reads.
 #[derive(Debug)]
-pub struct Room {
+pub struct OpenChannel {
     log: ChannelLog,
     holds: AtomicUsize,
     /// Since when nobody holds it.
@@ -247,7 +258,7 @@ pub struct Room {
     filling: tokio::sync::Mutex<()>,
 }
 
-impl Room {
+impl OpenChannel {
     fn new(channel: Channel, ring: RingLimits) -> Self {
         Self {
             log: ChannelLog::new(channel, ring),
@@ -267,26 +278,26 @@ impl Room {
 
 /// Keeps a channel open on this node, and a seat in it once [`sit`](Self::sit) was called.
 #[derive(Debug)]
-pub struct Hold {
-    room: Arc<Room>,
-    seat: Option<usize>,
+pub struct ChannelHandle {
+    open_channel: Arc<OpenChannel>,
+    slot: Option<usize>,
 }
 
-impl Hold {
-    fn new(room: Arc<Room>) -> Self {
-        room.holds.fetch_add(1, Ordering::AcqRel);
-        Self { room, seat: None }
+impl ChannelHandle {
+    fn new(open_channel: Arc<OpenChannel>) -> Self {
+        open_channel.holds.fetch_add(1, Ordering::AcqRel);
+        Self { open_channel, slot: None }
     }
 
     /// The channel's log.
     pub fn log(&self) -> &ChannelLog {
-        &self.room.log
+        &self.open_channel.log
     }
 
     /// From now on `reader` is offered what comes, until the hold is dropped.
-    pub fn sit(&mut self, reader: Arc<dyn Reader>, tag: Tag) {
-        if self.seat.is_none() {
-            self.seat = Some(self.room.log.sit(reader, tag));
+    pub fn attach(&mut self, reader: Arc<dyn Reader>, tag: Tag) {
+        if self.slot.is_none() {
+            self.slot = Some(self.open_channel.log.attach(reader, tag));
         }
     }
 
@@ -294,49 +305,49 @@ impl Hold {
     /// it. Asks at most once for all of them.
     pub(super) async fn fill_back_to(
         &self,
-        reading: &Reading,
+        reading: &LogReader,
         offset: u64,
     ) -> Result<(), BrokerError> {
-        let _filling = self.room.filling.lock().await;
-        let log = &self.room.log;
-        let (until, room) = log.room_before();
+        let _filling = self.open_channel.filling.lock().await;
+        let log = &self.open_channel.log;
+        let (until, open_channel) = log.room_before();
         let lacking = usize::try_from(until.saturating_sub(offset)).unwrap_or(usize::MAX);
-        if !log.covers(offset) && lacking <= room {
+        if !log.covers(offset) && lacking <= open_channel {
             log.prepend(reading.read(log.channel(), Range::Until(until), lacking).await?);
         }
         Ok(())
     }
 }
 
-impl Drop for Hold {
+impl Drop for ChannelHandle {
     fn drop(&mut self) {
-        if let Some(seat) = self.seat {
-            self.room.log.stand_up(seat);
+        if let Some(slot) = self.slot {
+            self.open_channel.log.detach(slot);
         }
         // Before the count: whoever sees it at zero finds when that was.
-        *self.room.idle_since.lock() = Some(Instant::now());
-        self.room.holds.fetch_sub(1, Ordering::AcqRel);
+        *self.open_channel.idle_since.lock() = Some(Instant::now());
+        self.open_channel.holds.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-fn walk_few(log: &ChannelLog) {
+fn fan_out_inline(log: &ChannelLog) {
     while let Some(batch) = log.next_batch() {
-        for row in (0..).map_while(|number| log.row(number)) {
-            row.offer(&batch);
+        for block in (0..).map_while(|number| log.block(number)) {
+            block.offer(&batch);
         }
     }
 }
 
-async fn walk_many(room: Arc<Room>) {
-    walk(&room.log).await;
+async fn fan_out_task(open_channel: Arc<OpenChannel>) {
+    fan_out(&open_channel.log).await;
 }
 
 /// Offers what is new to every reader, batch after batch, a row of readers at a time.
-async fn walk(log: &ChannelLog) {
+async fn fan_out(log: &ChannelLog) {
     while let Some(batch) = log.next_batch() {
-        for row in (0..).map_while(|number| log.row(number)) {
-            row.offer(&batch);
-            drop(row);
+        for block in (0..).map_while(|number| log.block(number)) {
+            block.offer(&batch);
+            drop(block);
             tokio::task::yield_now().await;
         }
     }

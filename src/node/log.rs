@@ -7,7 +7,7 @@
 //! reader sees two entries swapped. A reader's own lock may be held while the log's is taken, never
 //! the other way round.
 
-mod rows;
+mod reader_blocks;
 
 use std::{
     collections::VecDeque,
@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::{Instant, interval};
 
-use self::rows::Rows;
-pub use self::rows::{Row, SEATS};
+use self::reader_blocks::ReaderBlocks;
+pub use self::reader_blocks::{BLOCK_SIZE, ReaderBlock};
 use crate::{
     broker::Slice,
     protocol::{Channel, Epoch, Event, Position, WireFormat, codec::Encoded},
@@ -35,7 +35,7 @@ pub trait Reader: Send + Sync {
     fn offer(&self, tag: Tag, batch: &Batch);
 
     /// Remembers that the log changed in another way than by growing.
-    fn nudge(&self, tag: Tag);
+    fn wake(&self, tag: Tag);
 }
 
 /// About how much is offered to a reader in one piece.
@@ -162,9 +162,9 @@ pub enum Read {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nothing: it was known, or somebody is at it already.
-    Rest,
+    None,
     /// Offer what is new to the readers.
-    Walk,
+    FanOut,
     /// Read what is missing from the broker.
     Repair,
 }
@@ -182,12 +182,12 @@ struct State {
     head: Option<Position>,
     ring: VecDeque<Arc<LogEntry>>,
     ring_bytes: usize,
-    readers: Rows,
+    readers: ReaderBlocks,
     /// Readers were offered everything up to this offset.
     walked: u64,
     walking: bool,
     /// The broker's log is known to reach this far, or to have another epoch.
-    rumour: Option<Position>,
+    reported_head: Option<Position>,
     repairing: bool,
 }
 
@@ -229,26 +229,26 @@ impl ChannelLog {
     ) -> Next {
         let mut state = self.state.lock();
         let Some(head) = state.head else {
-            state.rumour = state.rumour.max_by_offset(position);
-            return Next::Rest;
+            state.reported_head = state.reported_head.max_by_offset(position);
+            return Next::None;
         };
         if position.epoch == head.epoch && position.offset <= head.offset {
-            return Next::Rest;
+            return Next::None;
         }
         if position.epoch == head.epoch && position.offset == head.offset + 1 && !state.repairing {
             let repeat = is_repeat(&event);
             let entry = LogEntry::new(self.channel.clone(), position, event, repeat);
             state.append(entry, self.limits);
-            return state.walk();
+            return state.fan_out();
         }
-        state.rumour = state.rumour.max_by_offset(position);
+        state.reported_head = state.reported_head.max_by_offset(position);
         state.hunt()
     }
 
     /// Hears that the broker's log stands at `position`.
-    pub fn heard_of(&self, position: Position) -> Next {
+    pub fn observe_head(&self, position: Position) -> Next {
         let mut state = self.state.lock();
-        state.rumour = state.rumour.max_by_offset(position);
+        state.reported_head = state.reported_head.max_by_offset(position);
         state.hunt()
     }
 
@@ -256,12 +256,16 @@ impl ChannelLog {
     /// from now on may not be in that reading, and is looked into afterwards.
     pub fn missing_after(&self) -> u64 {
         let mut state = self.state.lock();
-        state.rumour = None;
+        state.reported_head = None;
         state.head.map_or(0, |head| head.offset)
     }
 
     /// Takes what a repair read behind the head.
-    pub fn mend(&self, slice: Slice, is_repeat: impl Fn(Position, &Event) -> bool) -> Mended {
+    pub fn apply_repair(
+        &self,
+        slice: Slice,
+        is_repeat: impl Fn(Position, &Event) -> bool,
+    ) -> Repaired {
         let mut state = self.state.lock();
         let reached = Position::new(slice.epoch, slice.head);
         let same_log = state.head.is_some_and(|head| head.epoch == slice.epoch);
@@ -286,7 +290,7 @@ impl ChannelLog {
             state.append(entry, self.limits);
         }
         state.repairing = state.next_offset() <= reached.offset || state.is_behind_rumour();
-        Mended { again: state.repairing, walk: state.walk(), broken }
+        Repaired { again: state.repairing, walk: state.fan_out(), broken }
     }
 
     /// What there is behind `cursor`, about `budget` bytes of it.
@@ -365,13 +369,13 @@ impl ChannelLog {
     }
 
     /// Adds a reader; it is offered what comes from now on. Returns its seat.
-    pub fn sit(&self, reader: Arc<dyn Reader>, tag: Tag) -> usize {
-        self.state.lock().readers.sit(reader, tag)
+    pub fn attach(&self, reader: Arc<dyn Reader>, tag: Tag) -> usize {
+        self.state.lock().readers.attach(reader, tag)
     }
 
     /// Takes a reader away.
-    pub fn stand_up(&self, seat: usize) {
-        let gone = self.state.lock().readers.stand_up(seat);
+    pub fn detach(&self, slot: usize) {
+        let gone = self.state.lock().readers.detach(slot);
         // Outside the lock: it may be the last hold on the reader, whose end comes here.
         drop(gone);
     }
@@ -402,15 +406,15 @@ impl ChannelLog {
     }
 
     /// A row of readers, for as long as there are any.
-    pub fn row(&self, number: usize) -> Option<Row> {
-        self.state.lock().readers.row(number)
+    pub fn block(&self, number: usize) -> Option<ReaderBlock> {
+        self.state.lock().readers.block(number)
     }
 
     /// Tells every reader that the log changed in another way than by growing.
-    pub fn nudge_all(&self) {
-        let rows = self.state.lock().readers.all();
-        for row in rows {
-            row.nudge();
+    pub fn wake_all(&self) {
+        let blocks = self.state.lock().readers.all();
+        for block in blocks {
+            block.wake();
         }
     }
 }
@@ -423,7 +427,7 @@ impl fmt::Debug for ChannelLog {
 
 /// What a repair achieved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mended {
+pub struct Repaired {
     /// Something is still missing: read on.
     pub again: bool,
     /// Whether there is something to offer.
@@ -449,21 +453,21 @@ impl State {
         self.ring_bytes = 0;
         self.walked = head.offset;
         self.head = Some(head);
-        self.rumour = None;
+        self.reported_head = None;
     }
 
-    fn walk(&mut self) -> Next {
+    fn fan_out(&mut self) -> Next {
         let news = self.head.is_some_and(|head| self.walked < head.offset);
         if !news || std::mem::replace(&mut self.walking, true) {
-            return Next::Rest;
+            return Next::None;
         }
-        Next::Walk
+        Next::FanOut
     }
 
     /// Starts a repair if something is missing and nobody repairs already.
     fn hunt(&mut self) -> Next {
         if self.repairing || !self.is_behind_rumour() {
-            return Next::Rest;
+            return Next::None;
         }
         self.repairing = true;
         Next::Repair
@@ -471,8 +475,10 @@ impl State {
 
     /// Whether the broker's log is said to hold more than this one, or to be another.
     fn is_behind_rumour(&self) -> bool {
-        let (Some(head), Some(rumour)) = (self.head, self.rumour) else { return false };
-        rumour.epoch != head.epoch || head.offset < rumour.offset
+        let (Some(head), Some(reported_head)) = (self.head, self.reported_head) else {
+            return false;
+        };
+        reported_head.epoch != head.epoch || head.offset < reported_head.offset
     }
 
     fn next_offset(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{
-    audience::{Audience, Delivery, News, View, Watcher},
+    subscribers::{Delivery, PresenceDiff, PresenceSubscriber, PresenceSubscribers, View},
     *,
 };
 use crate::protocol::{Epoch, ServerFrame, SessionId};
@@ -101,7 +101,7 @@ struct Replica {
     id: NodeId,
     alive: bool,
     roster: Roster,
-    audience: Audience,
+    audience: PresenceSubscribers,
     read: usize,
     mine: BTreeMap<usize, u8>,
     parted: Vec<(u64, Parted)>,
@@ -111,13 +111,13 @@ struct Replica {
 
 struct Nobody;
 
-impl Watcher for Nobody {
-    fn tell(&self, _: u32, _: &Arc<News>) {}
+impl PresenceSubscriber for Nobody {
+    fn tell(&self, _: u32, _: &Arc<PresenceDiff>) {}
 }
 
 impl Replica {
     fn new(id: u64) -> Self {
-        let (roster, mut audience) = (Roster::default(), Audience::new(100));
+        let (roster, mut audience) = (Roster::default(), PresenceSubscribers::new(100));
         let (_, View { members, .. }) = audience.join(&roster, &channel(), Arc::new(Nobody), 0);
         assert_eq!(members, Some(Vec::new()));
         Self {
@@ -133,7 +133,7 @@ impl Replica {
         }
     }
 
-    fn listen(&mut self, log: &[(NodeId, Word)], words: usize, now: u64) {
+    fn listen(&mut self, log: &[(NodeId, PresenceUpdate)], words: usize, now: u64) {
         for (from, word) in log.iter().skip(self.read).take(words) {
             self.read += 1;
             let at = Position::new(Epoch::new(1), self.read as u64);
@@ -182,7 +182,7 @@ impl Replica {
 }
 
 struct World {
-    log: Vec<(NodeId, Word)>,
+    log: Vec<(NodeId, PresenceUpdate)>,
     nodes: Vec<Replica>,
     now: u64,
     next_id: u64,
@@ -194,14 +194,14 @@ impl World {
         Self { log: Vec::new(), nodes, now: 0, next_id: NODES as u64 }
     }
 
-    fn say(&mut self, node: usize, word: Word) {
+    fn say(&mut self, node: usize, word: PresenceUpdate) {
         self.log.push((self.nodes[node].id, word));
     }
 
     fn announce(&mut self, node: usize) {
         let held = self.nodes[node].mine.iter();
         let held = held.map(|(session, state)| (channel(), member(*session, *state))).collect();
-        self.say(node, Word::Here(held));
+        self.say(node, PresenceUpdate::Here(held));
     }
 
     /// Where a node spoke last.
@@ -214,10 +214,10 @@ impl World {
         match act {
             Act::Join { session, node, state } if self.nodes[node].alive => {
                 self.nodes[node].mine.insert(session, state);
-                self.say(node, Word::Hold(channel(), member(session, state)));
+                self.say(node, PresenceUpdate::Hold(channel(), member(session, state)));
             }
             Act::Part { session, node } if self.nodes[node].mine.remove(&session).is_some() => {
-                self.say(node, Word::Release(channel(), member(session, 0).session));
+                self.say(node, PresenceUpdate::Release(channel(), member(session, 0).session));
             }
             Act::Quit { session } => {
                 let with = (0..NODES).find(|node| self.nodes[*node].mine.contains_key(&session));
@@ -225,7 +225,7 @@ impl World {
                     for node in &mut self.nodes {
                         node.mine.remove(&session);
                     }
-                    self.say(node, Word::Quit(channel(), member(session, 0).session));
+                    self.say(node, PresenceUpdate::Quit(channel(), member(session, 0).session));
                 }
             }
             Act::Kill { node } if 1 < self.nodes.iter().filter(|node| node.alive).count() => {
@@ -251,7 +251,7 @@ impl World {
                 new.parted.extend(outcome.parted.into_iter().map(|parted| (until, parted)));
                 new.tell();
                 self.nodes[node] = new;
-                self.say(node, Word::Hello);
+                self.say(node, PresenceUpdate::Hello);
             }
             Act::Wait { steps } => {
                 self.now += steps;
@@ -273,7 +273,7 @@ impl World {
             return;
         };
         let dead = self.nodes[node].id;
-        self.say(judge, Word::Dead(dead, heard));
+        self.say(judge, PresenceUpdate::Dead(dead, heard));
     }
 
     /// Any node may judge, also two of them, also one that lags behind.
@@ -287,7 +287,7 @@ impl World {
             let due: Vec<(u64, Parted)> = due;
             for (_, parted) in due {
                 if self.nodes[node].roster.parted(&channel(), parted.session) == Some(parted.at) {
-                    self.say(node, Word::Expire(channel(), parted.session, parted.at));
+                    self.say(node, PresenceUpdate::Expire(channel(), parted.session, parted.at));
                     self.nodes[node].parted.push((now + 1, parted));
                 }
             }
@@ -384,30 +384,30 @@ fn a_dead_nodes_sessions_leave_once_and_those_who_went_elsewhere_stay() {
 #[test]
 fn a_channel_beyond_the_limit_is_counted_and_listed_again_when_it_is_small() {
     let mut roster = Roster::default();
-    let mut audience = Audience::new(2);
+    let mut audience = PresenceSubscribers::new(2);
     let from = NodeId(1);
     let mut offset = 0;
-    let mut apply = |roster: &mut Roster, audience: &mut Audience, word| {
+    let mut apply = |roster: &mut Roster, audience: &mut PresenceSubscribers, word| {
         offset += 1;
         let at = Position::new(Epoch::new(1), offset);
         roster.hear(from, at);
         audience.note(roster.apply(from, at, word).changes);
     };
     audience.join(&roster, &channel(), Arc::new(Nobody), 0);
-    let told = |roster: &Roster, audience: &mut Audience| {
+    let told = |roster: &Roster, audience: &mut PresenceSubscribers| {
         let news = audience.news(roster, true).pop().unwrap().news;
         let ServerFrame::Presence { news, .. } = &news.frame else { panic!() };
         (news.members.as_ref().map(Vec::len), news.joined.len(), news.left.len(), news.count)
     };
     for session in 0..3 {
-        apply(&mut roster, &mut audience, Word::Hold(channel(), member(session, 0)));
+        apply(&mut roster, &mut audience, PresenceUpdate::Hold(channel(), member(session, 0)));
     }
     assert_eq!(told(&roster, &mut audience), (None, 0, 0, 3));
     let (_, view) = audience.join(&roster, &channel(), Arc::new(Nobody), 0);
     assert_eq!((view.members.is_none(), view.count), (true, 3));
-    apply(&mut roster, &mut audience, Word::Quit(channel(), member(0, 0).session));
+    apply(&mut roster, &mut audience, PresenceUpdate::Quit(channel(), member(0, 0).session));
     assert!(audience.news(&roster, false).is_empty(), "counts are not due yet");
     assert_eq!(told(&roster, &mut audience), (Some(2), 0, 0, 2));
-    apply(&mut roster, &mut audience, Word::Quit(channel(), member(1, 0).session));
+    apply(&mut roster, &mut audience, PresenceUpdate::Quit(channel(), member(1, 0).session));
     assert_eq!(told(&roster, &mut audience), (None, 0, 1, 1));
 }

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Channel, CloseCode, Data, Draft, ErrorCode, Event, EventName, MemberId, MessageId, Position,
-    PresenceNews, SessionId, Token,
+    PresenceFrame, SessionId, Token,
 };
 
 /// The number a client gives a request; the reply repeats it.
@@ -352,7 +352,7 @@ pub enum ServerFrame {
         /// Who is there, if that was asked for.
         #[serde(skip_serializing_if = "Option::is_none")]
         #[serde(flatten)]
-        presence: Option<Box<PresenceNews>>,
+        presence: Option<Box<PresenceFrame>>,
     },
     /// Who is in a channel, or who came and went.
     Presence {
@@ -360,7 +360,7 @@ pub enum ServerFrame {
         channel: Channel,
         /// What is told.
         #[serde(flatten)]
-        news: Box<PresenceNews>,
+        news: Box<PresenceFrame>,
     },
     /// The session shows itself in a channel, or no longer: the reply to a presence frame.
     Shown {

@@ -94,7 +94,7 @@ impl Member {
 
 /// What is told of a channel's members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct PresenceNews {
+pub struct PresenceFrame {
     /// All of them: what was known before is void.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub members: Option<Vec<Arc<Member>>>,

@@ -17,13 +17,13 @@ use tracing::{debug, info, warn};
 
 use super::{
     Place,
-    board::{Board, By, Standing},
     flag::{Change, Component, Flag},
     guardrail::{self, Demand, Recent, Verdict},
     lease::Lease,
     measure::{Arm, Measured, Reports},
     meter::REPORTS,
-    schedule::{Act, Look, Status, Validation},
+    registry::{Actor, RolloutRecord, RolloutRegistry},
+    schedule::{Effect, Look, Status, Validation},
 };
 use crate::{
     broker::{BrokerError, Store},
@@ -33,7 +33,7 @@ use crate::{
 /// Looks at rollouts while it is this node's turn.
 #[derive(Debug)]
 pub struct Evaluator {
-    board: Arc<Board>,
+    registry: Arc<RolloutRegistry>,
     store: Arc<dyn Store>,
     node: String,
     recent: HashMap<Component, Recent>,
@@ -101,11 +101,15 @@ const NEWS: usize = 256;
 
 impl Evaluator {
     /// Begins to look, or to wait for its turn. What comes of it comes up the channel.
-    pub fn start(board: Arc<Board>, place: &Place, stage: &Stage) -> mpsc::Receiver<News> {
+    pub fn start(
+        registry: Arc<RolloutRegistry>,
+        place: &Place,
+        stage: &Stage,
+    ) -> mpsc::Receiver<News> {
         let (news, told) = mpsc::channel(NEWS);
-        let store = Arc::clone(board.store());
+        let store = Arc::clone(registry.store());
         let evaluator = Self {
-            board,
+            registry,
             store,
             node: place.node.clone(),
             recent: HashMap::new(),
@@ -144,7 +148,7 @@ impl Evaluator {
     }
 
     async fn look_at_all(&mut self) -> Result<(), BrokerError> {
-        let flags = self.board.now();
+        let flags = self.registry.now();
         for standing in flags.all() {
             // Also what is frozen or completed: who is on the new side can still come to harm.
             let course = &standing.flag.course;
@@ -156,7 +160,7 @@ impl Evaluator {
         Ok(())
     }
 
-    async fn look_at(&mut self, standing: &Standing) -> Result<(), BrokerError> {
+    async fn look_at(&mut self, standing: &RolloutRecord) -> Result<(), BrokerError> {
         let flag = &standing.flag;
         let component = &flag.component;
         let now = lifecycle::unix_ms();
@@ -182,10 +186,10 @@ impl Evaluator {
         };
         let figures = json!({ "verdicts": verdicts, "measured": shown(&measured) });
         let rolls_back = demand == Demand::RollBack;
-        let by = By { name: format!("gateway {}", self.node), reason: String::new() };
+        let by = Actor { name: format!("gateway {}", self.node), reason: String::new() };
         let change = Change::Look(Box::new(look));
         let changed =
-            self.board.change_noting(component, &change, None, &by, Some(figures.clone())).await;
+            self.registry.change_noting(component, &change, None, &by, Some(figures.clone())).await;
         let finding = Finding {
             component: component.clone(),
             at: now,
@@ -235,13 +239,19 @@ impl Evaluator {
         Ok(reports.measured(epoch))
     }
 
-    fn waits_for(&self, standing: &Standing) -> Vec<String> {
-        let flags = self.board.now();
+    fn waits_for(&self, standing: &RolloutRecord) -> Vec<String> {
+        let flags = self.registry.now();
         let status = |other: &str| flags.get(other).map(|other| other.flag.course.status);
         standing.flag.schedule.waits_for(status)
     }
 
-    fn tell(&self, before: &Standing, now: &Standing, acts: Vec<Act>, figures: &Value) {
+    fn tell(
+        &self,
+        before: &RolloutRecord,
+        now: &RolloutRecord,
+        acts: Vec<Effect>,
+        figures: &Value,
+    ) {
         let component = &now.flag.component;
         let (from, to) = (before.flag.course.percentage, now.flag.course.percentage);
         let action = match now.flag.course.status {
@@ -252,12 +262,12 @@ impl Evaluator {
         };
         for act in acts {
             let news = match act {
-                Act::Tell { urgent, text } => {
+                Effect::Tell { urgent, text } => {
                     let (component, figures) = (component.clone(), figures.clone());
                     News::Tell { component, action, urgent, text, figures }
                 }
                 // The state says that it is asked for.
-                Act::Validate | Act::Begin { .. } | Act::Move { .. } => continue,
+                Effect::Validate | Effect::Begin { .. } | Effect::Move { .. } => continue,
             };
             if self.news.try_send(news).is_err() {
                 warn!(%component, "news of a rollout were dropped: nobody takes them");

@@ -1,7 +1,7 @@
 //! One rollout: what it moves, to whom, how it is to go, and how far it has come. Pure: what may become
 //! of it, given what somebody asks for.
 //!
-//! It knows no store, no clock and no connection. Who belongs where is [`super::verdict`]'s business,
+//! It knows no store, no clock and no connection. Who belongs where is [`super::assignment`]'s business,
 //! and how it goes up and back that of [`super::schedule`].
 
 use std::{fmt, str::FromStr};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     cohort::{HashRule, Percentage},
     guardrail::Guardrails,
-    schedule::{self, Act, Input, Look, Refused, Schedule, State, Status, Stop},
+    schedule::{self, Effect, Input, Look, Refused, Schedule, State, Status, Stop},
 };
 
 /// A rollout of one component from its old side to its new one.
@@ -192,7 +192,7 @@ impl Flag {
         change: &Change,
         reason: &str,
         now: u64,
-    ) -> Result<(Self, Vec<Act>), Refused> {
+    ) -> Result<(Self, Vec<Effect>), Refused> {
         let mut next = self.clone();
         let said = reason.to_owned();
         let input = match change {
@@ -235,7 +235,7 @@ impl Flag {
         matches!(self.course.status, Status::RolledBack | Status::Stopped | Status::Failed)
     }
 
-    fn go(&mut self, input: Input, now: u64) -> Result<Vec<Act>, Refused> {
+    fn go(&mut self, input: Input, now: u64) -> Result<Vec<Effect>, Refused> {
         let (course, acts) = schedule::step(&self.schedule, &self.course, input, now)?;
         self.course = course;
         Ok(acts)
@@ -246,7 +246,7 @@ impl Flag {
         percentage: Percentage,
         reason: &str,
         now: u64,
-    ) -> Result<Vec<Act>, Refused> {
+    ) -> Result<Vec<Effect>, Refused> {
         if !self.schedule.steps.is_empty() {
             return Err(Refused(
                 "its schedule says where it begins: leave the percentage out".into(),
@@ -257,15 +257,15 @@ impl Flag {
 
     /// Those who met a fault first the last time are not to meet it first again. The salt of another
     /// system's rule is that system's.
-    fn salted(mut self, acts: &[Act]) -> Self {
+    fn salted(mut self, acts: &[Effect]) -> Self {
         let own = self.algorithm == HashRule::CrossfadeV1;
-        if own && acts.contains(&Act::Begin { new_salt: true }) {
+        if own && acts.contains(&Effect::Begin { new_salt: true }) {
             self.salt = format!("{}.{}", self.component, self.course.epoch);
         }
         self
     }
 
-    fn set(&mut self, settings: &Settings, reason: &str, now: u64) -> Result<Vec<Act>, Refused> {
+    fn set(&mut self, settings: &Settings, reason: &str, now: u64) -> Result<Vec<Effect>, Refused> {
         let other = |said: &Option<Side>, is: &Side| said.as_ref().is_some_and(|side| side != is);
         if other(&settings.from, &self.from) || other(&settings.to, &self.to) {
             return Err(Refused(format!("the sides of {} cannot be changed", self.component)));

@@ -16,7 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    measure::{Measured, Trouble},
+    measure::{Failure, Measured},
     statistics::Interval,
 };
 
@@ -229,15 +229,15 @@ fn fresh_data(guardrails: &Guardrails, measured: &Measured, now: u64) -> Verdict
 }
 
 /// Which users a comparison of troubles is about.
-fn troubles(comparisons: &Comparisons) -> [(Name, Trouble, &Comparison); 7] {
+fn troubles(comparisons: &Comparisons) -> [(Name, Failure, &Comparison); 7] {
     [
-        (Name::ConnectFailures, Trouble::ConnectFailed, &comparisons.connect_failures),
-        (Name::Interruptions, Trouble::Interrupted, &comparisons.interruptions),
-        (Name::Drops, Trouble::Dropped, &comparisons.drops),
-        (Name::Errors, Trouble::Error, &comparisons.errors),
-        (Name::ResumeFailures, Trouble::ResumeFailed, &comparisons.resume_failures),
-        (Name::Resets, Trouble::Reset, &comparisons.resets),
-        (Name::Flaps, Trouble::Flapped, &comparisons.flaps),
+        (Name::ConnectFailures, Failure::ConnectFailed, &comparisons.connect_failures),
+        (Name::Interruptions, Failure::Interrupted, &comparisons.interruptions),
+        (Name::Drops, Failure::Dropped, &comparisons.drops),
+        (Name::Errors, Failure::Error, &comparisons.errors),
+        (Name::ResumeFailures, Failure::ResumeFailed, &comparisons.resume_failures),
+        (Name::Resets, Failure::Reset, &comparisons.resets),
+        (Name::Flaps, Failure::Flapped, &comparisons.flaps),
     ]
 }
 

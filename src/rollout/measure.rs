@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use super::cohort::{self, Bucket, Cohort, HashRule, Percentage};
 
 use fact::Exposed;
-pub use fact::{Fact, Resume, Trouble};
+pub use fact::{Fact, Failure, Resume};
 pub use histogram::{Histogram, Quantile};
-pub use report::{Measured, Report, Reports, Untaken};
+pub use report::{Measured, RejectedReport, Report, Reports};
 pub use sums::{Arm, Groups, Sums};
 
 /// Who is meant, in 16 bytes that a session can keep.
@@ -120,9 +120,9 @@ pub struct Measure {
     max_users: usize,
     untracked: u64,
     /// For each trouble, who is here and has not had it in this stage: new users, and others.
-    at_risk: [(u64, u64); Trouble::COUNT],
+    at_risk: [(u64, u64); Failure::COUNT],
     /// The same of all who were here in this stage.
-    met: [(u64, u64); Trouble::COUNT],
+    met: [(u64, u64); Failure::COUNT],
     current: Sums,
     earlier: Sums,
 }
@@ -248,7 +248,7 @@ impl Measure {
                 let counted = user.take_events(events);
                 self.arm(user).dropped += u64::from(counted);
                 if counted > 0 {
-                    self.befall(user, Trouble::Dropped);
+                    self.befall(user, Failure::Dropped);
                 }
                 counted == events
             }
@@ -267,7 +267,7 @@ impl Measure {
             Fact::Connect { ok, to_new, moved } => self.connect(user, ok, to_new, moved),
             Fact::Interrupted => {
                 self.arm(user).interruptions += 1;
-                self.befall(user, Trouble::Interrupted);
+                self.befall(user, Failure::Interrupted);
             }
             Fact::Resumed(how) => {
                 let arm = self.arm(user);
@@ -276,24 +276,24 @@ impl Measure {
                 arm.resume_failures += u64::from(how == Resume::Failed);
                 match how {
                     Resume::Whole => {}
-                    Resume::Reset => self.befall(user, Trouble::Reset),
-                    Resume::Failed => self.befall(user, Trouble::ResumeFailed),
+                    Resume::Reset => self.befall(user, Failure::Reset),
+                    Resume::Failed => self.befall(user, Failure::ResumeFailed),
                 }
             }
             Fact::FellBack => {
                 self.arm(user).fallbacks += 1;
-                self.befall(user, Trouble::FellBack);
+                self.befall(user, Failure::FellBack);
             }
             Fact::Flapped => {
                 self.arm(user).flaps += 1;
-                self.befall(user, Trouble::Flapped);
+                self.befall(user, Failure::Flapped);
             }
             Fact::Request { ok } => {
                 let arm = self.arm(user);
                 arm.requests += 1;
                 arm.errors += u64::from(!ok);
                 if !ok {
-                    self.befall(user, Trouble::Error);
+                    self.befall(user, Failure::Error);
                 }
             }
             Fact::Memory { bytes } if self.cohort(user) != Cohort::Rest => {
@@ -318,7 +318,7 @@ impl Measure {
             arm.users_on_new += 1;
         }
         if !ok {
-            self.befall(user, if moved { Trouble::MoveFailed } else { Trouble::ConnectFailed });
+            self.befall(user, if moved { Failure::MoveFailed } else { Failure::ConnectFailed });
         }
     }
 
@@ -342,7 +342,7 @@ impl Measure {
             arm.slow.record(group, sound, slow);
         }
         if slow > 0 {
-            self.befall(user, Trouble::Slow);
+            self.befall(user, Failure::Slow);
         }
         counted == events && sound == latencies.len() as u64
     }
@@ -352,7 +352,7 @@ impl Measure {
     /// It is compared with those it could have befallen: who is here, or for what befalls comers, who
     /// was. Of a comer who was never here before it is only known with which probability such are
     /// assigned to the new arm; a crowd that this user has just joined would say more than is true.
-    fn befall(&mut self, user: &mut User, trouble: Trouble) {
+    fn befall(&mut self, user: &mut User, trouble: Failure) {
         if user.marks & trouble.bit() != 0 {
             return;
         }
@@ -387,7 +387,7 @@ impl Measure {
         }
         user.marks |= MET;
         let is_new = self.cohort(user).is_new();
-        for trouble in Trouble::ALL {
+        for trouble in Failure::ALL {
             if user.marks & trouble.bit() == 0 {
                 count_in(&mut self.met[trouble as usize], is_new);
             }
@@ -397,7 +397,7 @@ impl Measure {
     /// A user comes, or goes: counted among those at risk for all troubles not had yet.
     fn stand_by(&mut self, user: &User, comes: bool) {
         let is_new = self.cohort(user).is_new();
-        for trouble in Trouble::ALL {
+        for trouble in Failure::ALL {
             if user.marks & trouble.bit() == 0 {
                 let at_risk = &mut self.at_risk[trouble as usize];
                 if comes { count_in(at_risk, is_new) } else { count_out(at_risk, is_new) }

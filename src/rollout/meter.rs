@@ -12,10 +12,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::{
-    board::Board,
+    assignment::{Reason, Unit},
     flag::{Flag, TRANSPORT},
     measure::{self, Fact, Measure, Window},
-    verdict::{Because, Unit},
+    registry::RolloutRegistry,
 };
 use crate::{
     broker::Store,
@@ -25,7 +25,7 @@ use crate::{
 /// Counts what happens to users while the transports' rollout is under way.
 #[derive(Debug)]
 pub struct Meter {
-    board: Arc<Board>,
+    registry: Arc<RolloutRegistry>,
     /// Which run of which node this is.
     run: u64,
     measure: Mutex<Option<Measure>>,
@@ -48,7 +48,7 @@ const USERS: usize = 200_000;
 /// What a client measured since its last report. What is odd about it counts as nothing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Told {
+struct ClientReport {
     /// Attempts to connect that failed.
     connect_failures: u32,
     /// Times the other transport was taken because the first could not be had.
@@ -66,10 +66,10 @@ const TROUBLES: u32 = 5;
 
 impl Meter {
     /// Begins to count. `memory` says how much of its memory the node uses, 0 to 1.
-    pub fn start(board: Arc<Board>, memory: fn() -> f64, stage: &Stage) -> Arc<Self> {
-        let store = Arc::clone(board.store());
+    pub fn start(registry: Arc<RolloutRegistry>, memory: fn() -> f64, stage: &Stage) -> Arc<Self> {
+        let store = Arc::clone(registry.store());
         let run = rand::random();
-        let this = Arc::new(Self { board, run, measure: Mutex::default(), memory });
+        let this = Arc::new(Self { registry, run, measure: Mutex::default(), memory });
         let (meter, stopping) = (Arc::clone(&this), stage.stopping().clone());
         stage.spawn("meter", async move {
             let _ = stopping.run_until_cancelled(meter.tell(&*store)).await;
@@ -79,18 +79,18 @@ impl Meter {
 
     /// Which epoch is counted in; none while nothing is under way.
     pub fn epoch(&self) -> Option<u64> {
-        let now = self.board.now();
+        let now = self.registry.now();
         let flag = &now.get(TRANSPORT)?.flag;
         is_under_way(flag).then_some(flag.course.epoch)
     }
 
     /// Something happened to a user.
     pub fn record(&self, unit: &Unit, fact: Fact<'_>) {
-        let flags = self.board.now();
+        let flags = self.registry.now();
         let Some(standing) = flags.get(TRANSPORT) else { return };
         let flag = &standing.flag;
         if !is_under_way(flag)
-            || flag.verdict(unit, self.board.environment()).because != Because::Split
+            || flag.assignment(unit, self.registry.environment()).reason != Reason::Split
         {
             return;
         }
@@ -102,7 +102,7 @@ impl Meter {
     /// A session that was counted as here in this epoch is gone. Also where nothing is under way: it
     /// must not count as here when that goes on.
     pub fn left(&self, unit: &Unit, epoch: u64) {
-        let flags = self.board.now();
+        let flags = self.registry.now();
         let Some(standing) = flags.get(TRANSPORT) else { return };
         let flag = &standing.flag;
         let who = who(flag, unit);
@@ -116,7 +116,7 @@ impl Meter {
 
     /// A client tells what it measured.
     pub fn report(&self, unit: &Unit, stats: &str) {
-        let told: Told = serde_json::from_str(stats).unwrap_or_default();
+        let told: ClientReport = serde_json::from_str(stats).unwrap_or_default();
         if 0 < told.events {
             let latencies: Vec<f64> = told.delays.iter().copied().take(64).collect();
             self.record(unit, Fact::Delivered { events: told.events, latencies: &latencies });
@@ -146,7 +146,7 @@ impl Meter {
     }
 
     fn written(&self) -> Option<String> {
-        let flags = self.board.now();
+        let flags = self.registry.now();
         let flag = &flags.get(TRANSPORT)?.flag;
         let mut measure = self.measure.lock();
         if !is_under_way(flag) && measure.is_none() {

@@ -12,15 +12,15 @@
 //! It goes up only if the bake time has passed, enough was seen, the news are of this stage, nothing
 //! holds and who has to approve did. To go back is possible always, and beats all else.
 
-mod course;
 mod plan;
+mod transition;
 
 use serde::{Deserialize, Serialize};
 
 use super::{cohort::Percentage, guardrail::Demand};
 
-use course::Course;
 pub use plan::{Schedule, ScheduleError, Step};
+use transition::Transition;
 
 /// Where a rollout stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -187,7 +187,7 @@ pub struct Look {
 
 /// What is to be done, in this order, once the state is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum Effect {
     /// A new epoch begins: counts from nothing, and with another salt if it says so.
     Begin {
         /// Whether users are chosen anew.
@@ -223,8 +223,8 @@ pub fn step(
     state: &State,
     input: Input,
     now: u64,
-) -> Result<(State, Vec<Act>), Refused> {
-    let mut course = Course::new(schedule, state.clone(), now);
+) -> Result<(State, Vec<Effect>), Refused> {
+    let mut course = Transition::new(schedule, state.clone(), now);
     match input {
         Input::Start { reason, waits_for, force } => course.start(reason, &waits_for, force)?,
         Input::Pause { reason } => course.pause(reason)?,

@@ -16,10 +16,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::{
-    board::{Board, By, ChangeError},
     cohort::Percentage,
     flag::{Change, Component, Flag, Settings, TRANSPORT},
     lease::Lease,
+    registry::{Actor, ChangeError, RolloutRegistry},
     schedule::Status,
 };
 use crate::{
@@ -67,7 +67,7 @@ pub struct Source {
     config: SourceConfig,
     http: reqwest::Client,
     token: Option<String>,
-    board: Arc<Board>,
+    registry: Arc<RolloutRegistry>,
     /// Of the answer that was seen last.
     tag: Option<header::HeaderValue>,
     /// Not before this.
@@ -104,7 +104,7 @@ impl Source {
     /// When the token cannot be read or there can be no client.
     pub fn start(
         config: &SourceConfig,
-        board: Arc<Board>,
+        registry: Arc<RolloutRegistry>,
         run: &str,
         stage: &Stage,
     ) -> Result<(), SourceError> {
@@ -125,7 +125,7 @@ impl Source {
             config: config.clone(),
             http: http.map_err(|err| wrong(&err))?,
             token,
-            board,
+            registry,
             tag: None,
             not_before: None,
         };
@@ -143,7 +143,7 @@ impl Source {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let mine = matches!(lease.hold(&**self.board.store()).await, Ok(true));
+            let mine = matches!(lease.hold(&**self.registry.store()).await, Ok(true));
             if !mine || self.not_before.is_some_and(|at| Instant::now() < at) {
                 continue;
             }
@@ -162,7 +162,7 @@ impl Source {
         let SourceConfig { url, flag, .. } = &self.config;
         let url = format!("{}/ofrep/v1/evaluate/flags/{flag}", url.trim_end_matches('/'));
         let context =
-            json!({ "targetingKey": "crossfade", "environment": self.board.environment() });
+            json!({ "targetingKey": "crossfade", "environment": self.registry.environment() });
         let mut request = self.http.post(url).json(&json!({ "context": context }));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -206,18 +206,18 @@ impl Source {
     async fn obey(&mut self, said: &Said) {
         let component = &self.config.component;
         let key = format!("source/{component}");
-        let store = self.board.store();
+        let store = self.registry.store();
         let Ok(found) = store.get(&key).await else { return self.tag = None };
         let heard: u64 =
             found.as_ref().and_then(|record| record.value.parse().ok()).unwrap_or_default();
-        let flags = self.board.now();
+        let flags = self.registry.now();
         let flag = flags.get(component.as_str()).map(|standing| &standing.flag);
-        let by = By {
+        let by = Actor {
             name: format!("source {}", self.config.flag),
             reason: format!("{} says so", self.config.url),
         };
         for change in changes(flag, heard, said) {
-            match self.board.change(component, &change, None, &by).await {
+            match self.registry.change(component, &change, None, &by).await {
                 Ok(_) => info!(%component, ?said, "the source was obeyed"),
                 Err(ChangeError::Store(_)) => return self.tag = None,
                 Err(err) => warn!(%component, %err, "the source was not obeyed"),

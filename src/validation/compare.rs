@@ -19,7 +19,7 @@ pub(super) struct Seen {
 
 /// What both sides should have got of a channel.
 #[derive(Clone, Debug)]
-pub(super) struct Span<'a> {
+pub(super) struct ExpectedRange<'a> {
     pub(super) channel: &'a Channel,
     /// Behind this offset.
     pub(super) after: u64,
@@ -40,7 +40,7 @@ const EXAMPLES: usize = 10;
 /// One of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Which {
+pub enum Side {
     /// The one that is left.
     Old,
     /// The one that is moved to.
@@ -50,7 +50,7 @@ pub enum Which {
 /// What is wrong with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Fault {
+pub enum Discrepancy {
     /// The side did not get it.
     Missing,
     /// It got it more than once.
@@ -87,9 +87,9 @@ pub struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Example {
     /// On which side.
-    pub side: Which,
+    pub side: Side,
     /// What is wrong.
-    pub fault: Fault,
+    pub fault: Discrepancy,
     /// In which channel.
     pub channel: Channel,
     /// Where in its log.
@@ -109,9 +109,9 @@ pub(super) struct Findings {
 
 impl Findings {
     /// Compares what two sessions got, each in the order in which it got it.
-    pub(super) fn compare(&mut self, span: &Span<'_>, old: &[Seen], new: &[Seen]) {
-        let old = self.read(span, Which::Old, old);
-        let new = self.read(span, Which::New, new);
+    pub(super) fn compare(&mut self, span: &ExpectedRange<'_>, old: &[Seen], new: &[Seen]) {
+        let old = self.read(span, Side::Old, old);
+        let new = self.read(span, Side::New, new);
         let inside = |offset: &u64| span.after < *offset && *offset <= span.until;
         let known = span.known.iter().copied().filter(inside);
         let all: BTreeSet<u64> = old.keys().chain(new.keys()).copied().chain(known).collect();
@@ -119,34 +119,34 @@ impl Findings {
         for offset in all {
             let (on_old, on_new) = (old.get(&offset), new.get(&offset));
             if on_old.is_none() {
-                self.note(span, Which::Old, Fault::Missing, offset);
+                self.note(span, Side::Old, Discrepancy::Missing, offset);
             }
             if on_new.is_none() {
-                self.note(span, Which::New, Fault::Missing, offset);
+                self.note(span, Side::New, Discrepancy::Missing, offset);
             }
             let (Some(on_old), Some(on_new)) = (on_old, on_new) else { continue };
             if on_old.digest != on_new.digest {
-                self.note(span, Which::New, Fault::Different, offset);
+                self.note(span, Side::New, Discrepancy::Different, offset);
             }
             let late = |one: &Seen, other: &Seen| other.at.max(span.begun) + LATE_MS < one.at;
             if late(on_old, on_new) {
-                self.note(span, Which::Old, Fault::Late, offset);
+                self.note(span, Side::Old, Discrepancy::Late, offset);
             }
             if late(on_new, on_old) {
-                self.note(span, Which::New, Fault::Late, offset);
+                self.note(span, Side::New, Discrepancy::Late, offset);
             }
         }
     }
 
-    pub(super) fn side(&mut self, side: Which) -> &mut Counts {
+    pub(super) fn side(&mut self, side: Side) -> &mut Counts {
         match side {
-            Which::Old => &mut self.old,
-            Which::New => &mut self.new,
+            Side::Old => &mut self.old,
+            Side::New => &mut self.new,
         }
     }
 
     /// The first of each event, and what is wrong with their order.
-    fn read(&mut self, span: &Span<'_>, side: Which, seen: &[Seen]) -> BTreeMap<u64, Seen> {
+    fn read(&mut self, span: &ExpectedRange<'_>, side: Side, seen: &[Seen]) -> BTreeMap<u64, Seen> {
         let mut first = BTreeMap::new();
         let mut last = 0;
         for one in seen {
@@ -155,11 +155,11 @@ impl Findings {
                 continue;
             }
             if first.contains_key(&offset) {
-                self.note(span, side, Fault::Duplicated, offset);
+                self.note(span, side, Discrepancy::Duplicated, offset);
                 continue;
             }
             if offset < last {
-                self.note(span, side, Fault::Reordered, offset);
+                self.note(span, side, Discrepancy::Reordered, offset);
             }
             last = last.max(offset);
             first.insert(offset, *one);
@@ -168,14 +168,14 @@ impl Findings {
         first
     }
 
-    fn note(&mut self, span: &Span<'_>, side: Which, fault: Fault, offset: u64) {
+    fn note(&mut self, span: &ExpectedRange<'_>, side: Side, fault: Discrepancy, offset: u64) {
         let counts = self.side(side);
         match fault {
-            Fault::Missing => counts.missing += 1,
-            Fault::Duplicated => counts.duplicated += 1,
-            Fault::Reordered => counts.reordered += 1,
-            Fault::Late => counts.late += 1,
-            Fault::Different => self.different += 1,
+            Discrepancy::Missing => counts.missing += 1,
+            Discrepancy::Duplicated => counts.duplicated += 1,
+            Discrepancy::Reordered => counts.reordered += 1,
+            Discrepancy::Late => counts.late += 1,
+            Discrepancy::Different => self.different += 1,
         }
         if self.examples.len() < EXAMPLES {
             self.examples.push(Example { side, fault, channel: span.channel.clone(), offset });

@@ -29,10 +29,10 @@ use tokio_tungstenite::{
 
 use super::{
     compare::Seen,
-    door::{Door, Wire},
+    self_connector::{SelfConnector, Wire},
 };
 use crate::{
-    auth::Pass,
+    auth::InternalTicket,
     protocol::{Channel, Epoch, MessageId, Position},
 };
 
@@ -98,10 +98,10 @@ enum Piece {
 impl Listener {
     /// Opens a session that reads a channel behind a position.
     pub(super) async fn open(
-        door: &Door,
+        door: &SelfConnector,
         transport: Transport,
         (channel, since): (&Channel, Position),
-        pass: &Pass,
+        pass: &InternalTicket,
         (begun, room): (Instant, usize),
     ) -> Result<Self, String> {
         let opening = async {
@@ -153,10 +153,10 @@ impl Listener {
 
 async fn open_sse(
     mut wire: Box<dyn Wire>,
-    door: &Door,
+    door: &SelfConnector,
     channel: &Channel,
     since: Position,
-    pass: &Pass,
+    pass: &InternalTicket,
 ) -> Result<Carrier, String> {
     let query = form_urlencoded::Serializer::new(String::new())
         .append_pair("channel", channel.as_str())
@@ -185,10 +185,10 @@ async fn open_sse(
 
 async fn open_websocket(
     wire: Box<dyn Wire>,
-    door: &Door,
+    door: &SelfConnector,
     channel: &Channel,
     since: Position,
-    pass: &Pass,
+    pass: &InternalTicket,
 ) -> Result<Carrier, String> {
     let said = |err: Error| match err {
         Error::Http(answer) => format!("it answered {}", answer.status().as_u16()),

@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
     Outcome, Sides, ValidationError, Validator,
-    compare::{Counts, Findings, Span, Which},
+    compare::{Counts, ExpectedRange, Findings, Side},
     listener::{Listener, Transport},
 };
 use crate::{
@@ -106,7 +106,7 @@ pub(super) async fn run(
         let (start, end) = (starts[&pair.channel], ends[&pair.channel]);
         let full = [&pair.old, &pair.new].into_iter().flatten().filter_map(Listener::full_at).min();
         let until = if start.epoch == end.epoch { end.offset } else { u64::MAX };
-        let span = Span {
+        let span = ExpectedRange {
             channel: &pair.channel,
             after: start.offset,
             until: full.map_or(until, |full| until.min(full)),
@@ -191,8 +191,8 @@ async fn listen(pairs: &mut [Pair], until: Instant, ends: &HashMap<Channel, Posi
     join_all(listeners).await;
 }
 
-fn judge_pair(findings: &mut Findings, span: &Span<'_>, pair: &Pair) {
-    for (which, side) in [(Which::Old, &pair.old), (Which::New, &pair.new)] {
+fn judge_pair(findings: &mut Findings, span: &ExpectedRange<'_>, pair: &Pair) {
+    for (which, side) in [(Side::Old, &pair.old), (Side::New, &pair.new)] {
         let counts = findings.side(which);
         match side {
             Ok(listener) => {

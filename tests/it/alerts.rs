@@ -20,7 +20,7 @@ use axum::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use crossfade::{
-    alert::{Address, Alert, AlertConfig, Alerts, Happening, Place, WebhookConfig},
+    alert::{Address, Alert, AlertConfig, AlertKind, Alerts, Place, WebhookConfig},
     auth::{ApiKeyConfig, Scope, Secret},
     broker::{
         Broker as _, BrokerKind, Retention, Retentions,
@@ -179,7 +179,7 @@ impl Node {
     fn raise(&self, text: &str) {
         self.alerts.raise(Alert {
             component: "websocket-transport".to_owned(),
-            happening: Happening::Rollback,
+            happening: AlertKind::Rollback,
             urgent: true,
             text: text.to_owned(),
             figures: Some(json!({ "errors": 7 })),
@@ -214,7 +214,7 @@ async fn a_webhook_is_told_what_happened_and_others_do_not_keep_it_waiting() {
             redirects.config("redirects"),
             patient.config("patient"),
             refuses.config("refuses"),
-            WebhookConfig { events: vec![Happening::Hold], ..good.config("other") },
+            WebhookConfig { events: vec![AlertKind::Hold], ..good.config("other") },
         ]),
     );
     node.raise("errors doubled");

@@ -4,7 +4,7 @@ use std::{fs, sync::Arc};
 
 use crossfade::protocol::{
     Channel, ClientFrame, CloseCode, Data, ErrorCode, Event, Left, Member, MemberId, Position,
-    Positions, PresenceNews, ServerFrame, SessionId, WireFormat,
+    Positions, PresenceFrame, ServerFrame, SessionId, WireFormat,
     channel::CHANNEL_LEN_MAX,
     codec::{Encoded, control},
     frame::{Page, PageEvent, ResetReason},
@@ -146,7 +146,7 @@ fn frame(name: &str) -> ServerFrame {
         "expiring" => ServerFrame::Expiring { within: 30_000 },
         "presence" => ServerFrame::Presence { channel, news: Box::new(changes()) },
         "presence counted" => {
-            let news = PresenceNews { count: 4711, ..PresenceNews::default() };
+            let news = PresenceFrame { count: 4711, ..PresenceFrame::default() };
             ServerFrame::Presence { channel, news: Box::new(news) }
         }
         "shown" => {
@@ -174,17 +174,17 @@ fn frame(name: &str) -> ServerFrame {
     }
 }
 
-fn all() -> PresenceNews {
+fn all() -> PresenceFrame {
     let ann = Member {
         user: Some("ann".parse().unwrap()),
         info: Some(Data::json(r#"{"name":"Ann"}"#).unwrap()),
         ..member("00112233445566778899", r#"{"at":3}"#)
     };
-    PresenceNews { members: Some(vec![Arc::new(ann)]), count: 1, ..PresenceNews::default() }
+    PresenceFrame { members: Some(vec![Arc::new(ann)]), count: 1, ..PresenceFrame::default() }
 }
 
-fn changes() -> PresenceNews {
-    PresenceNews {
+fn changes() -> PresenceFrame {
+    PresenceFrame {
         members: None,
         joined: vec![Arc::new(member("00112233445566778899", "1"))],
         updated: vec![Arc::new(member("11112233445566778899", "2"))],
@@ -209,7 +209,7 @@ fn page() -> Page {
     }
 }
 
-fn subscribed(presence: Option<PresenceNews>) -> ServerFrame {
+fn subscribed(presence: Option<PresenceFrame>) -> ServerFrame {
     ServerFrame::Subscribed {
         id: Some(2),
         channel: "orders:42".parse().unwrap(),

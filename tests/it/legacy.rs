@@ -9,13 +9,13 @@ mod upstream;
 
 use crossfade::{
     config::Config,
-    legacy::{RouteConfig, Side, TakeInConfig},
+    legacy::{Backend, RouteConfig, TakeInConfig},
 };
 
-use crate::support::{old::OldServer, redis::PrivateRedis};
+use crate::support::{legacy_server::OldServer, redis::PrivateRedis};
 
 /// `/stream/{room}` of the old server, on this side.
-fn placed(config: &mut Config, old: &OldServer, side: Side) {
+fn placed(config: &mut Config, old: &OldServer, side: Backend) {
     config.legacy.upstream = Some(old.url.parse().unwrap());
     config.legacy.side = side;
     config.legacy.route = vec![route("/stream/{room}", &["room:{room}"])];

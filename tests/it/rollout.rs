@@ -26,8 +26,8 @@ use crate::{
         self,
         eventually::{eventually, soon_within},
         gateway::{Api, GatewayProcess},
+        migrating_client::{Diary, Journey, MigratingClient},
         pause,
-        traveller::{Diary, Journey, Traveller},
     },
 };
 
@@ -85,7 +85,7 @@ impl<S: Store> Fleet<S> {
             lobby: lobby.map(str::to_owned),
             only_sse,
         });
-        self.travellers.extend(units.iter().map(|unit| Traveller::start(unit, &journey)));
+        self.travellers.extend(units.iter().map(|unit| MigratingClient::start(unit, &journey)));
     }
 
     /// Waits until every client is carried by this.

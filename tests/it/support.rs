@@ -3,12 +3,12 @@
 pub(crate) mod client;
 pub(crate) mod eventually;
 pub(crate) mod gateway;
-pub(crate) mod old;
+pub(crate) mod legacy_server;
+pub(crate) mod migrating_client;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod redis;
-pub(crate) mod traveller;
 
 /// Runs something beside the test; it ends with the test's runtime.
 #[expect(clippy::disallowed_methods, reason = "a test has no lifecycle to wait for its tasks")]

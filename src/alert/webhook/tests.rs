@@ -1,4 +1,4 @@
-use super::{super::book::tests::alert, *};
+use super::{super::alert_log::tests::alert, *};
 
 fn config(hook: WebhookConfig) -> AlertConfig {
     AlertConfig { webhook: vec![hook], ..AlertConfig::default() }
@@ -59,15 +59,15 @@ fn what_is_shown_of_a_webhook_holds_no_secret() {
 #[test]
 fn a_webhook_hears_what_it_asked_for() {
     let only = WebhookConfig {
-        events: vec![Happening::Rollback, Happening::EmergencyStop],
+        events: vec![AlertKind::Rollback, AlertKind::EmergencyStop],
         urgent_only: true,
         ..hook("https://a.example/", SECRET)
     };
     let filter = read(&config(only)).unwrap()[0].filter();
-    let rollback = Kept { happening: Happening::Rollback, ..alert("back", 1) };
+    let rollback = StoredAlert { happening: AlertKind::Rollback, ..alert("back", 1) };
     assert!(!filter.wants(&rollback));
-    assert!(filter.wants(&Kept { urgent: true, ..rollback }));
-    assert!(!filter.wants(&Kept { urgent: true, ..alert("it waits", 1) }));
+    assert!(filter.wants(&StoredAlert { urgent: true, ..rollback }));
+    assert!(!filter.wants(&StoredAlert { urgent: true, ..alert("it waits", 1) }));
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn what_an_answer_means() {
 #[test]
 fn the_pause_doubles_up_to_a_bound_and_is_never_shorter_than_asked() {
     let second = Duration::from_secs(1);
-    let patience = Patience { min: second, max: 10 * second, give_up: 60 * second };
+    let patience = RetryPolicy { min: second, max: 10 * second, give_up: 60 * second };
     let most: Vec<_> = (1..=6).map(|tries| patience.most(tries).as_secs()).collect();
     assert_eq!(most, [1, 2, 4, 8, 10, 10]);
     assert_eq!(patience.most(u32::MAX).as_secs(), 10);

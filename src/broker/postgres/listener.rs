@@ -11,12 +11,12 @@ use tokio_postgres::{Notification, types::Type};
 use tracing::{info, warn};
 
 use super::{
-    ears::{Ears, Hearing, Shard},
-    logs, note,
+    failure::{Backoff, Failure},
+    health::{HealthTracker, Part},
+    interest::{Hearing, Interest, Shard},
+    logs, notification,
     pool::{Params, Pool},
     session::{Session, Target},
-    trouble::{Backoff, Trouble},
-    vitals::{Part, Vitals},
 };
 use crate::{
     broker::{Entry, Incoming},
@@ -38,10 +38,10 @@ const RING: &str = "select pg_notify($1, $2)";
 pub(super) struct Listener {
     pub(super) target: Target,
     pub(super) pool: Pool,
-    pub(super) ears: Arc<Ears>,
+    pub(super) ears: Arc<Interest>,
     pub(super) probe: Arc<Probe>,
     pub(super) feed: mpsc::Sender<Incoming>,
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) vitals: Arc<HealthTracker>,
     pub(super) backoff: Backoff,
     /// Heads as last told while LISTEN does not work.
     pub(super) polled: HashMap<Channel, Position>,
@@ -78,7 +78,7 @@ impl Listener {
 
     /// Connects, listens to all it should, and finds out whether anything is heard that way. Only
     /// then, and when the logs can be read, is an interruption over.
-    async fn connect(&mut self, missed: bool) -> Result<Session, Trouble> {
+    async fn connect(&mut self, missed: bool) -> Result<Session, Failure> {
         let mut session = Session::open(&self.target).await?;
         let node = &self.probe.channel;
         let client = session.client();
@@ -86,7 +86,7 @@ impl Listener {
         self.probe.ring(&self.pool).await?;
         let echo = async {
             while session.notification().await?.channel() != node {}
-            Ok::<_, Trouble>(())
+            Ok::<_, Failure>(())
         };
         match timeout(ECHO_PATIENCE, echo).await {
             Ok(heard) => {
@@ -111,7 +111,7 @@ impl Listener {
         Ok(session)
     }
 
-    async fn hear(&mut self, session: &mut Session) -> Result<Infallible, Trouble> {
+    async fn hear(&mut self, session: &mut Session) -> Result<Infallible, Failure> {
         let mut check = interval(PROBE_INTERVAL / 2);
         let mut poll = interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,9 +127,9 @@ impl Listener {
         }
     }
 
-    async fn on_bell(&mut self, session: &mut Session, bell: &Notification) -> Result<(), Trouble> {
+    async fn on_bell(&mut self, session: &mut Session, bell: &Notification) -> Result<(), Failure> {
         if bell.channel() != self.probe.channel {
-            for news in note::news(bell.payload()) {
+            for news in notification::news(bell.payload()) {
                 self.tell(news).await?;
             }
             return Ok(());
@@ -144,7 +144,7 @@ impl Listener {
         Ok(())
     }
 
-    async fn relisten(&self, session: &mut Session) -> Result<(), Trouble> {
+    async fn relisten(&self, session: &mut Session) -> Result<(), Failure> {
         let plan = self.ears.plan();
         let order = |verb: &str, shards: &[Shard]| -> String {
             shards.iter().map(|shard| format!("{verb} crossfade_{shard};")).collect()
@@ -158,7 +158,7 @@ impl Listener {
         Ok(())
     }
 
-    async fn poll(&mut self) -> Result<(), Trouble> {
+    async fn poll(&mut self) -> Result<(), Failure> {
         let channels = self.ears.channels();
         let heads = logs::heads(&self.pool, &channels).await?;
         let mut polled = HashMap::with_capacity(heads.len());
@@ -174,7 +174,7 @@ impl Listener {
 
     /// Hands up what the node wants to hear. A node that takes nothing for too long is told of an
     /// interruption instead: the server keeps for everybody what one connection has not fetched.
-    async fn tell(&self, news: Incoming) -> Result<(), Trouble> {
+    async fn tell(&self, news: Incoming) -> Result<(), Failure> {
         let (Incoming::Entry(Entry { channel, .. }) | Incoming::Head { channel, .. }) = &news
         else {
             // Nothing may take its place, so it waits for as long as it takes.
@@ -186,7 +186,7 @@ impl Listener {
         }
         match timeout(self.target.timeout, self.feed.send(news)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Trouble::Other("the node is too slow to take the news".to_owned())),
+            Err(_) => Err(Failure::Other("the node is too slow to take the news".to_owned())),
         }
     }
 }
@@ -215,7 +215,7 @@ impl Probe {
         }
     }
 
-    async fn ring(&self, pool: &Pool) -> Result<(), Trouble> {
+    async fn ring(&self, pool: &Pool) -> Result<(), Failure> {
         let began = Instant::now();
         let first = *self.rung.lock().get_or_insert(began);
         let params: &Params<'_> = &[(&self.channel, Type::TEXT), (&"", Type::TEXT)];
@@ -230,10 +230,10 @@ impl Probe {
         *self.rung.lock() = None;
     }
 
-    fn check(&self) -> Result<(), Trouble> {
+    fn check(&self) -> Result<(), Failure> {
         match *self.rung.lock() {
             Some(rung) if ECHO_PATIENCE < rung.elapsed() => {
-                Err(Trouble::Other("the listening connection has fallen silent".to_owned()))
+                Err(Failure::Other("the listening connection has fallen silent".to_owned()))
             }
             _ => Ok(()),
         }

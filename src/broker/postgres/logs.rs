@@ -3,10 +3,10 @@
 use tokio_postgres::{Row, types::Type};
 
 use super::{
-    ears::Shard,
+    failure::Failure,
+    interest::Shard,
     millis,
     pool::{Params, Pool},
-    trouble::Trouble,
     writers::position,
 };
 use crate::{
@@ -22,9 +22,9 @@ const READ_AFTER: &str = include_str!("sql/read_after.sql");
 const READ_UNTIL: &str = include_str!("sql/read_until.sql");
 
 /// The head of a channel and its shard; the log is created if there is none.
-pub(super) async fn open(pool: &Pool, channel: &Channel) -> Result<(Position, Shard), Trouble> {
+pub(super) async fn open(pool: &Pool, channel: &Channel) -> Result<(Position, Shard), Failure> {
     let rows = pool.ask(OPEN, &[(&channel.as_str(), Type::TEXT)]).await?;
-    let row = rows.first().ok_or_else(|| Trouble::Other("no such channel".to_owned()))?;
+    let row = rows.first().ok_or_else(|| Failure::Other("no such channel".to_owned()))?;
     let shard: i16 = row.try_get(2)?;
     Ok((position(row.try_get(0)?, row.try_get(1)?), shard.to_le_bytes()[0]))
 }
@@ -33,7 +33,7 @@ pub(super) async fn open(pool: &Pool, channel: &Channel) -> Result<(Position, Sh
 pub(super) async fn heads(
     pool: &Pool,
     channels: &[Channel],
-) -> Result<Vec<(Channel, Position)>, Trouble> {
+) -> Result<Vec<(Channel, Position)>, Failure> {
     let names: Vec<_> = channels.iter().map(Channel::as_str).collect();
     let rows = pool.ask(HEADS, &[(&names, Type::TEXT_ARRAY)]).await?;
     rows.iter()
@@ -48,7 +48,7 @@ pub(super) async fn heads(
 pub(super) async fn verify(
     pool: &Pool,
     known: &[(Channel, Position)],
-) -> Result<Vec<Position>, Trouble> {
+) -> Result<Vec<Position>, Failure> {
     let names: Vec<_> = known.iter().map(|(channel, _)| channel.as_str()).collect();
     let epochs: Vec<_> = known.iter().map(|(_, p)| p.epoch.number().cast_signed()).collect();
     let offsets: Vec<_> = known.iter().map(|(_, p)| bigint(p.offset)).collect();
@@ -71,7 +71,7 @@ pub(super) async fn read(
     channel: &Channel,
     range: Range,
     limit: usize,
-) -> Result<Option<Slice>, Trouble> {
+) -> Result<Option<Slice>, Failure> {
     let (sql, offset) = match range {
         Range::After(offset) => (READ_AFTER, offset),
         Range::Until(offset) => (READ_UNTIL, offset),
@@ -96,7 +96,7 @@ pub(super) async fn trim(
     channels: &[Channel],
     retentions: &Retentions,
     most: i64,
-) -> Result<Vec<Channel>, Trouble> {
+) -> Result<Vec<Channel>, Failure> {
     let names: Vec<_> = channels.iter().map(Channel::as_str).collect();
     let keeps: Vec<_> = channels.iter().map(|c| bigint(retentions.of(c).events)).collect();
     let ages: Vec<_> = channels.iter().map(|c| millis(retentions.of(c).age)).collect();
@@ -114,7 +114,7 @@ pub(super) async fn trim(
     rows.iter().map(|row| channel_of(row.try_get(0)?)).collect()
 }
 
-fn event(row: &Row) -> Result<Option<(u64, Event)>, Trouble> {
+fn event(row: &Row) -> Result<Option<(u64, Event)>, Failure> {
     let Some(offset) = row.try_get::<_, Option<i64>>(2)? else { return Ok(None) };
     let name: Option<&str> = row.try_get(4)?;
     let event = Event {
@@ -126,14 +126,14 @@ fn event(row: &Row) -> Result<Option<(u64, Event)>, Trouble> {
     Ok(Some((offset.cast_unsigned(), event)))
 }
 
-fn channel_of(name: &str) -> Result<Channel, Trouble> {
+fn channel_of(name: &str) -> Result<Channel, Failure> {
     Channel::stored(name)
-        .map_err(|error| Trouble::Other(format!("a row no gateway wrote: {error}")))
+        .map_err(|error| Failure::Other(format!("a row no gateway wrote: {error}")))
 }
 
 /// Everything in the tables came through a check; what does not parse was put there by hand.
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Trouble> {
-    text.parse().map_err(|error| Trouble::Other(format!("a row no gateway wrote: {error}")))
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Failure> {
+    text.parse().map_err(|error| Failure::Other(format!("a row no gateway wrote: {error}")))
 }
 
 fn bigint(number: u64) -> i64 {

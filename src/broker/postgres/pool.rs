@@ -11,7 +11,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::{schema, session::Target, trouble::Trouble};
+use super::{failure::Failure, schema, session::Target};
 
 /// A question's parameters.
 pub(super) type Params<'a> = [(&'a (dyn ToSql + Sync), Type)];
@@ -47,7 +47,7 @@ impl Pool {
     /// Asks, and returns all rows. Within the timeout, waiting for a free connection included.
     /// The statement is not prepared under a name: that works through poolers too, in one round
     /// trip.
-    pub(super) async fn ask(&self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>, Trouble> {
+    pub(super) async fn ask(&self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>, Failure> {
         let mut held: Option<Object> = None;
         let asking = async {
             let client = held.insert(self.pool.get().await.map_err(told)?);
@@ -58,7 +58,7 @@ impl Pool {
             // The next question on that connection would wait for the answer to this one.
             let _ = held.take().map(Object::take);
         }
-        answer.unwrap_or(Err(Trouble::Slow(self.timeout)))
+        answer.unwrap_or(Err(Failure::Slow(self.timeout)))
     }
 
     /// Closes all connections; questions from then on fail.
@@ -67,11 +67,11 @@ impl Pool {
     }
 }
 
-fn told(error: PoolError) -> Trouble {
+fn told(error: PoolError) -> Failure {
     match error {
-        PoolError::Backend(error) => Trouble::Server(error),
-        PoolError::PostCreateHook(HookError::Message(text)) => Trouble::Other(text.into_owned()),
-        PoolError::Closed => Trouble::Other("the gateway is stopping".to_owned()),
-        error => Trouble::Other(error.to_string()),
+        PoolError::Backend(error) => Failure::Server(error),
+        PoolError::PostCreateHook(HookError::Message(text)) => Failure::Other(text.into_owned()),
+        PoolError::Closed => Failure::Other("the gateway is stopping".to_owned()),
+        error => Failure::Other(error.to_string()),
     }
 }

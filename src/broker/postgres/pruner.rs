@@ -8,10 +8,10 @@ use tokio_postgres::types::Type;
 use tracing::debug;
 
 use super::{
+    failure::Failure,
     logs,
     pool::{Params, Pool},
     sequencer::Seat,
-    trouble::Trouble,
 };
 use crate::{broker::Retentions, protocol::Channel};
 
@@ -32,9 +32,9 @@ const FORGET_RECEIPTS: &str = include_str!("sql/forget_receipts.sql");
 
 /// The channels that have grown beyond what they need to keep, by this node's publishes.
 #[derive(Debug, Default)]
-pub(super) struct Grown(HashSet<Channel>);
+pub(super) struct GrownChannels(HashSet<Channel>);
 
-impl Grown {
+impl GrownChannels {
     /// One more.
     pub(super) fn add(&mut self, channel: &Channel) {
         if self.0.len() < GROWN_MAX && !self.0.contains(channel) {
@@ -48,7 +48,7 @@ impl Grown {
 pub(super) struct Pruner {
     pub(super) pool: Pool,
     pub(super) retentions: Arc<Retentions>,
-    pub(super) grown: Arc<Mutex<Grown>>,
+    pub(super) grown: Arc<Mutex<GrownChannels>>,
     pub(super) seat: Arc<Seat>,
     pub(super) every: Duration,
     /// The id of the channel that the walk came to.
@@ -68,7 +68,7 @@ impl Pruner {
         }
     }
 
-    async fn prune(&mut self) -> Result<(), Trouble> {
+    async fn prune(&mut self) -> Result<(), Failure> {
         let grown: Vec<_> = std::mem::take(&mut self.grown.lock().0).into_iter().collect();
         for piece in grown.chunks(CHANNELS_MAX) {
             self.trim(piece.to_vec()).await?;
@@ -82,7 +82,7 @@ impl Pruner {
         self.walk().await
     }
 
-    async fn walk(&mut self) -> Result<(), Trouble> {
+    async fn walk(&mut self) -> Result<(), Failure> {
         let most = i64::try_from(CHANNELS_MAX).unwrap_or(i64::MAX);
         for _ in 0..WALK_MAX / CHANNELS_MAX {
             let params: &Params<'_> = &[(&self.walked_to, Type::INT8), (&most, Type::INT8)];
@@ -100,7 +100,7 @@ impl Pruner {
     }
 
     /// Trims until all is done. Another node may be at it: then later.
-    async fn trim(&self, mut channels: Vec<Channel>) -> Result<(), Trouble> {
+    async fn trim(&self, mut channels: Vec<Channel>) -> Result<(), Failure> {
         while !channels.is_empty() {
             let left = logs::trim(&self.pool, &channels, &self.retentions, ROWS_MAX).await?;
             if left.len() == channels.len() && left.len() > 1 {

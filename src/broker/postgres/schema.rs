@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::trouble::Trouble;
+use super::failure::Failure;
 
 /// What turned version n into n + 1. A released one never changes, and the tables it leaves have to
 /// serve the gateways of the version before: both run during a rolling update.
@@ -25,7 +25,7 @@ const LOOK: &str = include_str!("sql/look.sql");
 const SERVER_VERSION_MIN: i32 = 150_000;
 
 /// Makes a new connection fit for use.
-pub(super) async fn prepare(client: &Client, limit: Option<Duration>) -> Result<(), Trouble> {
+pub(super) async fn prepare(client: &Client, limit: Option<Duration>) -> Result<(), Failure> {
     if let Some(limit) = limit {
         // The keepalives are the server's: it frees the locks of a node that vanished.
         let limit = limit.as_millis();
@@ -43,11 +43,11 @@ pub(super) async fn prepare(client: &Client, limit: Option<Duration>) -> Result<
 }
 
 /// The schema's version; 0 when it is not there.
-async fn look(client: &Client) -> Result<usize, Trouble> {
+async fn look(client: &Client) -> Result<usize, Failure> {
     let row = client.query_typed_one(LOOK, &[]).await?;
     let encoding: &str = row.try_get(0)?;
     let version: i32 = row.try_get(1)?;
-    let other = |text: String| Err(Trouble::Other(text));
+    let other = |text: String| Err(Failure::Other(text));
     if encoding != "UTF8" {
         return other(format!("the database's encoding is {encoding}, it has to be UTF8"));
     }
@@ -73,7 +73,7 @@ async fn look(client: &Client) -> Result<usize, Trouble> {
 
 /// One transaction, under a lock: of many nodes that start together one does it, the others find
 /// it done.
-async fn migrate(client: &Client) -> Result<(), Trouble> {
+async fn migrate(client: &Client) -> Result<(), Failure> {
     let place = client.query_typed_one(LOOK, &[]).await?;
     let (role, database): (&str, &str) = (place.try_get(4)?, place.try_get(5)?);
     let done = migrate_in_transaction(client).await;
@@ -82,12 +82,12 @@ async fn migrate(client: &Client) -> Result<(), Trouble> {
         let _ = client.batch_execute("rollback").await;
     }
     done.map_err(|trouble| match trouble {
-        Trouble::Server(error) => with_remedy(error, role, database),
+        Failure::Server(error) => with_remedy(error, role, database),
         trouble => trouble,
     })
 }
 
-async fn migrate_in_transaction(client: &Client) -> Result<(), Trouble> {
+async fn migrate_in_transaction(client: &Client) -> Result<(), Failure> {
     client.batch_execute("begin; select pg_advisory_xact_lock(1668444019, 1)").await?;
     let found = look(client).await?;
     for (version, scripts) in (1..).zip(MIGRATIONS).skip(found) {
@@ -105,11 +105,11 @@ async fn migrate_in_transaction(client: &Client) -> Result<(), Trouble> {
 }
 
 /// A missing right, with what would give it.
-fn with_remedy(error: tokio_postgres::Error, role: &str, database: &str) -> Trouble {
+fn with_remedy(error: tokio_postgres::Error, role: &str, database: &str) -> Failure {
     if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        return Trouble::Server(error);
+        return Failure::Server(error);
     }
-    Trouble::Other(format!(
+    Failure::Other(format!(
         "the role {role} has no right to the schema crossfade: as the database's owner run \
          GRANT CREATE ON DATABASE {database} TO {role}, or CREATE SCHEMA crossfade AUTHORIZATION \
          {role}; if the schema is there and belongs to another role, GRANT that role TO {role}"

@@ -15,11 +15,11 @@ use tokio_postgres::types::Type;
 use tracing::{info, warn};
 
 use super::{
-    ears::{Ears, Hearing},
+    failure::{Backoff, Failure},
+    health::{HealthTracker, Part},
+    interest::{Hearing, Interest},
     millis,
     session::{Session, Target},
-    trouble::{Backoff, Trouble},
-    vitals::{Part, Vitals},
 };
 use crate::broker::Retentions;
 
@@ -37,9 +37,9 @@ const SETTING: &str = "update crossfade.setting set notify_on_sql_publish = $1 \
 /// Empties the outbox.
 pub(super) struct Sequencer {
     pub(super) target: Target,
-    pub(super) ears: Arc<Ears>,
+    pub(super) ears: Arc<Interest>,
     pub(super) seat: Arc<Seat>,
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) vitals: Arc<HealthTracker>,
     pub(super) retentions: Arc<Retentions>,
     pub(super) notify: bool,
     pub(super) poll_min: Duration,
@@ -76,7 +76,7 @@ impl Sequencer {
         }
     }
 
-    async fn serve(&self, mut session: Session) -> Result<Infallible, Trouble> {
+    async fn serve(&self, mut session: Session) -> Result<Infallible, Failure> {
         let client = session.client();
         session.drive(client.query_typed(SETTING, &[(&self.notify, Type::BOOL)])).await?;
         session.drive(client.batch_execute("listen crossfade_outbox")).await?;
@@ -107,7 +107,7 @@ impl Sequencer {
 
     /// Returns when this node may sequence. Where LISTEN does not work sessions do not either, and
     /// every node tries: then the transaction's own lock lets one of them through at a time.
-    async fn take_seat(&self, session: &mut Session) -> Result<(), Trouble> {
+    async fn take_seat(&self, session: &mut Session) -> Result<(), Failure> {
         loop {
             let hearing = tokio::select! {
                 hearing = self.ears.known() => hearing,
@@ -126,7 +126,7 @@ impl Sequencer {
         }
     }
 
-    async fn sequence(&self, session: &mut Session, rows: i32) -> Result<i32, Trouble> {
+    async fn sequence(&self, session: &mut Session, rows: i32) -> Result<i32, Failure> {
         let rules = &self.retentions.by_namespace;
         let namespaces: Vec<_> = rules.keys().map(String::as_str).collect();
         let windows: Vec<_> = rules.values().map(|rule| millis(rule.dedup)).collect();
@@ -148,7 +148,7 @@ impl Sequencer {
 }
 
 /// Waits, or less if the outbox's bell rings.
-async fn pause(session: &mut Session, wait: Duration) -> Result<(), Trouble> {
+async fn pause(session: &mut Session, wait: Duration) -> Result<(), Failure> {
     match timeout(wait, session.notification()).await {
         Ok(rung) => rung.map(|_| ()),
         Err(_) => Ok(()),

@@ -13,8 +13,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     config::{ConnectionUrl, PostgresConfig, label},
+    failure::Failure,
     schema, tls,
-    trouble::Trouble,
 };
 
 /// Notifications that may come in during one call. More, and the connection is given up: whoever
@@ -72,11 +72,11 @@ pub(super) struct Session {
 
 impl Session {
     /// Connects, and sees to it that the schema is there.
-    pub(super) async fn open(target: &Target) -> Result<Self, Trouble> {
+    pub(super) async fn open(target: &Target) -> Result<Self, Failure> {
         let connecting = target.config.connect(target.tls.clone());
         let (client, mut connection) = timeout(target.timeout, connecting)
             .await
-            .map_err(|_| Trouble::Slow(target.timeout))??;
+            .map_err(|_| Failure::Slow(target.timeout))??;
         let messages = stream::poll_fn(move |cx| connection.poll_message(cx)).boxed().fuse();
         let mut session = Self {
             client: Arc::new(client),
@@ -96,10 +96,10 @@ impl Session {
 
     /// Runs a call to its end, which is the timeout at the latest. After an error the session is of
     /// no use: an answer may still be under way.
-    pub(super) async fn drive<T, E: Into<Trouble>>(
+    pub(super) async fn drive<T, E: Into<Failure>>(
         &mut self,
         call: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, Trouble> {
+    ) -> Result<T, Failure> {
         let (limit, mut call) = (self.timeout, pin!(call));
         let run = async {
             loop {
@@ -111,11 +111,11 @@ impl Session {
                 }
             }
         };
-        timeout(limit, run).await.unwrap_or(Err(Trouble::Slow(limit)))
+        timeout(limit, run).await.unwrap_or(Err(Failure::Slow(limit)))
     }
 
     /// The next notification. Can be dropped and called again without losing one.
-    pub(super) async fn notification(&mut self) -> Result<Notification, Trouble> {
+    pub(super) async fn notification(&mut self) -> Result<Notification, Failure> {
         loop {
             if let Some(notification) = self.inbox.pop_front() {
                 return Ok(notification);
@@ -126,7 +126,7 @@ impl Session {
     }
 
     /// Returns when the connection ends.
-    pub(super) async fn ended(&mut self) -> Trouble {
+    pub(super) async fn ended(&mut self) -> Failure {
         loop {
             if let Err(trouble) = self.notification().await {
                 return trouble;
@@ -137,18 +137,18 @@ impl Session {
     fn take(
         &mut self,
         message: Option<Result<AsyncMessage, tokio_postgres::Error>>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Failure> {
         match message {
             Some(Ok(AsyncMessage::Notification(notification))) => {
                 if INBOX_MAX <= self.inbox.len() {
-                    return Err(Trouble::Other("too many notifications at once".to_owned()));
+                    return Err(Failure::Other("too many notifications at once".to_owned()));
                 }
                 self.inbox.push_back(notification);
                 Ok(())
             }
             Some(Ok(_)) => Ok(()),
             Some(Err(error)) => Err(error.into()),
-            None => Err(Trouble::Closed),
+            None => Err(Failure::Closed),
         }
     }
 }

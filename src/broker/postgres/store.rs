@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use tokio_postgres::{Row, types::Type};
 
 use super::{
+    failure::Failure,
+    health::HealthTracker,
     millis,
     pool::{Params, Pool},
-    trouble::Trouble,
-    vitals::Vitals,
 };
 use crate::broker::{
     BrokerError,
@@ -20,7 +20,7 @@ use crate::broker::{
 #[derive(Debug)]
 pub(super) struct PostgresStore {
     pub(super) pool: Pool,
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) vitals: Arc<HealthTracker>,
 }
 
 const LIST: &str =
@@ -43,7 +43,7 @@ impl PostgresStore {
         read: impl Fn(&[Row]) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, BrokerError> {
         let rows = self.pool.ask(sql, params).await;
-        let answer = rows.and_then(|rows| read(&rows).map_err(Trouble::Server));
+        let answer = rows.and_then(|rows| read(&rows).map_err(Failure::Server));
         answer.map_err(|trouble| self.vitals.unavailable(&trouble))
     }
 }

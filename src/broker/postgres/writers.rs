@@ -11,11 +11,11 @@ use tokio::{
 use tokio_postgres::types::Type;
 
 use super::{
+    failure::{Backoff, Failure},
+    health::{HealthTracker, Part},
     millis,
-    pruner::Grown,
+    pruner::GrownChannels,
     session::{Session, Target},
-    trouble::{Backoff, Trouble},
-    vitals::{Part, Vitals},
 };
 use crate::{
     broker::{BrokerError, Publication, Receipt, Retentions},
@@ -58,23 +58,23 @@ fn piece(batch: &[Publication]) -> usize {
 
 /// Where publications are handed in.
 #[derive(Clone, Debug)]
-pub(super) struct Inlet {
+pub(super) struct WriteSender {
     jobs: mpsc::Sender<Job>,
-    vitals: Arc<Vitals>,
+    vitals: Arc<HealthTracker>,
     timeout: Duration,
 }
 
 /// Where the writers take them out.
 #[derive(Clone)]
-pub(super) struct Outlet(Arc<tokio::sync::Mutex<mpsc::Receiver<Job>>>);
+pub(super) struct WriteReceiver(Arc<tokio::sync::Mutex<mpsc::Receiver<Job>>>);
 
 /// The queue between them.
-pub(super) fn queue(vitals: Arc<Vitals>, timeout: Duration) -> (Inlet, Outlet) {
+pub(super) fn queue(vitals: Arc<HealthTracker>, timeout: Duration) -> (WriteSender, WriteReceiver) {
     let (jobs, taken) = mpsc::channel(QUEUE_MAX);
-    (Inlet { jobs, vitals, timeout }, Outlet(Arc::new(tokio::sync::Mutex::new(taken))))
+    (WriteSender { jobs, vitals, timeout }, WriteReceiver(Arc::new(tokio::sync::Mutex::new(taken))))
 }
 
-impl Inlet {
+impl WriteSender {
     /// Appends it all, in pieces one after the other if it is much.
     pub(super) async fn append(&self, mut batch: Vec<Publication>) -> Answer {
         let deadline = Instant::now() + self.timeout;
@@ -90,7 +90,7 @@ impl Inlet {
             let answered = match timeout_at(deadline, asked).await {
                 Ok(Some(answers)) => answers,
                 Ok(None) => self.unavailable(count, &"the gateway is stopping"),
-                Err(_) => self.unavailable(count, &Trouble::Slow(self.timeout)),
+                Err(_) => self.unavailable(count, &Failure::Slow(self.timeout)),
             };
             answers.extend(answered);
             batch = later;
@@ -103,7 +103,7 @@ impl Inlet {
     }
 }
 
-impl Outlet {
+impl WriteReceiver {
     /// All that waits, up to a batch; none when nobody can hand in any more. Nothing is lost when
     /// this is dropped: jobs are taken only in the moment it returns.
     async fn take(&self) -> Option<Vec<Job>> {
@@ -126,10 +126,10 @@ impl Outlet {
 pub(super) struct Writer {
     pub(super) which: usize,
     pub(super) target: Target,
-    pub(super) outlet: Outlet,
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) outlet: WriteReceiver,
+    pub(super) vitals: Arc<HealthTracker>,
     pub(super) retentions: Arc<Retentions>,
-    pub(super) grown: Arc<Mutex<Grown>>,
+    pub(super) grown: Arc<Mutex<GrownChannels>>,
     pub(super) backoff: Backoff,
 }
 
@@ -163,7 +163,7 @@ impl Writer {
     }
 
     /// Until there is trouble, or nobody who can hand in any more.
-    async fn serve(&self, mut session: Session) -> Option<Trouble> {
+    async fn serve(&self, mut session: Session) -> Option<Failure> {
         loop {
             let jobs = tokio::select! {
                 jobs = self.outlet.take() => jobs?,
@@ -175,7 +175,7 @@ impl Writer {
         }
     }
 
-    async fn commit(&self, session: &mut Session, jobs: Vec<Job>) -> Result<(), Trouble> {
+    async fn commit(&self, session: &mut Session, jobs: Vec<Job>) -> Result<(), Failure> {
         if jobs.is_empty() {
             return Ok(());
         }
@@ -195,7 +195,7 @@ impl Writer {
         }
     }
 
-    async fn append(&self, session: &mut Session, jobs: &[Job]) -> Result<Vec<Receipt>, Trouble> {
+    async fn append(&self, session: &mut Session, jobs: &[Job]) -> Result<Vec<Receipt>, Failure> {
         let all: Vec<_> = jobs.iter().flat_map(|job| &job.batch).collect();
         let channels: Vec<_> = all.iter().map(|p| p.channel.as_str()).collect();
         let ids: Vec<_> = all.iter().map(|p| p.draft.id.as_str()).collect();
@@ -217,7 +217,7 @@ impl Writer {
             ))
             .await?;
         if rows.len() != all.len() {
-            return Err(Trouble::Other("crossfade.append gave too few answers".to_owned()));
+            return Err(Failure::Other("crossfade.append gave too few answers".to_owned()));
         }
         let mut receipts = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -233,7 +233,7 @@ impl Writer {
         Ok(receipts)
     }
 
-    fn answer_all(&self, jobs: Vec<Job>, trouble: &Trouble) {
+    fn answer_all(&self, jobs: Vec<Job>, trouble: &Failure) {
         let error = self.vitals.unavailable(trouble);
         for Job { batch, reply } in jobs {
             let _ = reply.send(vec![Err(error.clone()); batch.len()]);

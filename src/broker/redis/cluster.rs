@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{
     server::{Server, connect, moved, place},
-    shard::{Map, SLOTS, Shard, Site},
+    shard::{Context, Map, SLOTS, Shard},
 };
 use crate::lifecycle::Stage;
 
@@ -20,7 +20,7 @@ const PEACE: Duration = Duration::from_millis(50);
 
 /// Keeps the site's map.
 pub(super) struct Follower {
-    pub(super) site: Arc<Site>,
+    pub(super) site: Arc<Context>,
     pub(super) stage: Stage,
     /// Any of them will do.
     pub(super) seeds: Vec<ConnectionInfo>,

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::resp::{self, Said};
+use super::resp::{self, Reply};
 
 /// Whatever bytes travel over.
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -70,15 +70,15 @@ async fn introduce(wire: &mut Box<dyn Wire>, info: &ConnectionInfo) -> io::Resul
     wire.write_all_buf(&mut buffer).await?;
     loop {
         match resp::take(&mut buffer) {
-            Ok(Some(Said::Status)) => return Ok(()),
-            Ok(Some(Said::Error(why))) => {
+            Ok(Some(Reply::Status)) => return Ok(()),
+            Ok(Some(Reply::Error(why))) => {
                 return Err(io::Error::other(String::from_utf8_lossy(&why).into_owned()));
             }
             Ok(None) if wire.read_buf(&mut buffer).await? == 0 => {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             Ok(None) => {}
-            Ok(Some(Said::Array(_))) | Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Ok(Some(Reply::Array(_))) | Err(_) => return Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }

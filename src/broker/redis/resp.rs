@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 /// What a server says on a listening connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum Reply {
     /// `+OK`, or a bare number.
     Status,
     /// `-MOVED 42 host:port`.
@@ -17,22 +17,22 @@ pub(crate) enum Said {
 
 /// The server does not speak RESP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Garbled;
+pub(crate) struct ProtocolError;
 
 /// Longest text and longest array taken for real: Redis's own limit for a text.
 const LEN_MAX: usize = 512 << 20;
 
 /// Takes the next message out of `buffer` if all of it has come.
-pub(crate) fn take(buffer: &mut BytesMut) -> Result<Option<Said>, Garbled> {
+pub(crate) fn take(buffer: &mut BytesMut) -> Result<Option<Reply>, ProtocolError> {
     let Some(len) = measure(buffer)? else { return Ok(None) };
     let mut message = buffer.split_to(len).freeze();
     let (kind, line) = take_line(&mut message);
     Ok(Some(match kind {
-        b'-' => Said::Error(line),
+        b'-' => Reply::Error(line),
         b'*' => {
-            Said::Array((0..number(&line)?.unwrap_or(0)).map(|_| element(&mut message)).collect())
+            Reply::Array((0..number(&line)?.unwrap_or(0)).map(|_| element(&mut message)).collect())
         }
-        _ => Said::Status,
+        _ => Reply::Status,
     }))
 }
 
@@ -47,12 +47,12 @@ pub(crate) fn put(buffer: &mut BytesMut, words: &[&[u8]]) {
 }
 
 /// How long the first message in `buffer` is, once all of it has come.
-fn measure(buffer: &[u8]) -> Result<Option<usize>, Garbled> {
+fn measure(buffer: &[u8]) -> Result<Option<usize>, ProtocolError> {
     let Some((kind, line, mut at)) = line_at(buffer, 0)? else { return Ok(None) };
     let elements = match kind {
         b'+' | b'-' | b':' => 0,
         b'*' => number(line)?.unwrap_or(0),
-        _ => return Err(Garbled),
+        _ => return Err(ProtocolError),
     };
     for _ in 0..elements {
         let Some((kind, line, behind)) = line_at(buffer, at)? else { return Ok(None) };
@@ -60,7 +60,7 @@ fn measure(buffer: &[u8]) -> Result<Option<usize>, Garbled> {
         match kind {
             b'+' | b'-' | b':' => {}
             b'$' => at += number(line)?.map_or(0, |len| len + 2),
-            _ => return Err(Garbled),
+            _ => return Err(ProtocolError),
         }
     }
     Ok((at <= buffer.len()).then_some(at))
@@ -70,25 +70,25 @@ fn measure(buffer: &[u8]) -> Result<Option<usize>, Garbled> {
 type Line<'a> = (u8, &'a [u8], usize);
 
 /// The line at `at`, if all of it has come.
-fn line_at(buffer: &[u8], at: usize) -> Result<Option<Line<'_>>, Garbled> {
+fn line_at(buffer: &[u8], at: usize) -> Result<Option<Line<'_>>, ProtocolError> {
     let Some((kind, rest)) = buffer.get(at..).and_then(<[u8]>::split_first) else {
         return Ok(None);
     };
     match rest.iter().position(|byte| *byte == b'\r') {
         Some(end) => Ok(Some((*kind, &rest[..end], at + 1 + end + 2))),
         None if rest.len() < 64 * 1024 => Ok(None),
-        None => Err(Garbled),
+        None => Err(ProtocolError),
     }
 }
 
 /// A length; none is what the server writes for "no text".
-fn number(line: &[u8]) -> Result<Option<usize>, Garbled> {
+fn number(line: &[u8]) -> Result<Option<usize>, ProtocolError> {
     if line == b"-1" {
         return Ok(None);
     }
     let number: usize =
-        std::str::from_utf8(line).ok().and_then(|text| text.parse().ok()).ok_or(Garbled)?;
-    if LEN_MAX < number { Err(Garbled) } else { Ok(Some(number)) }
+        std::str::from_utf8(line).ok().and_then(|text| text.parse().ok()).ok_or(ProtocolError)?;
+    if LEN_MAX < number { Err(ProtocolError) } else { Ok(Some(number)) }
 }
 
 fn take_line(message: &mut Bytes) -> (u8, Bytes) {
@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    fn said(wire: &str) -> Vec<Said> {
+    fn said(wire: &str) -> Vec<Reply> {
         let mut buffer = BytesMut::from(wire);
         std::iter::from_fn(|| take(&mut buffer).unwrap()).collect()
     }
@@ -125,14 +125,14 @@ mod tests {
     fn every_kind_of_message_is_understood() {
         let wire = "+OK\r\n:7\r\n-ERR no\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n*1\r\n$-1\r\n*-1\r\n";
         let array = |texts: &[&'static str]| {
-            Said::Array(texts.iter().map(|text| Bytes::from_static(text.as_bytes())).collect())
+            Reply::Array(texts.iter().map(|text| Bytes::from_static(text.as_bytes())).collect())
         };
         assert_eq!(
             said(wire),
             [
-                Said::Status,
-                Said::Status,
-                Said::Error(Bytes::from_static(b"ERR no")),
+                Reply::Status,
+                Reply::Status,
+                Reply::Error(Bytes::from_static(b"ERR no")),
                 array(&["subscribe", "a", ""]),
                 array(&["pong", ""]),
                 array(&[""]),
@@ -167,7 +167,7 @@ mod tests {
             let mut buffer = BytesMut::new();
             put(&mut buffer, &words.iter().map(String::as_bytes).collect::<Vec<_>>());
             let words = words.into_iter().map(Bytes::from).collect();
-            prop_assert_eq!(take(&mut buffer), Ok(Some(Said::Array(words))));
+            prop_assert_eq!(take(&mut buffer), Ok(Some(Reply::Array(words))));
         }
     }
 }

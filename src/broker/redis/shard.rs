@@ -11,16 +11,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     backoff::Backoff,
-    ear::Ear,
+    command_connection::{CommandConnection, Endpoint},
     library::Keys,
-    link::{Link, Towards},
     server::Server,
+    subscriber::Subscriber,
 };
 use crate::{broker::Incoming, lifecycle::Stage, protocol::Channel};
 
 /// What the parts of one broker share.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct Context {
     pub(super) keys: Keys,
     /// Bells ring on the shard of the channel, not everywhere.
     pub(super) sharded: bool,
@@ -34,7 +34,7 @@ pub(super) struct Site {
     pub(super) stale: Notify,
 }
 
-impl Site {
+impl Context {
     pub(super) fn map(&self) -> Arc<Map> {
         Arc::clone(&self.map.borrow())
     }
@@ -53,27 +53,27 @@ pub(super) struct Shard {
     /// For a person; in a Cluster `host:port`.
     pub(super) name: String,
     /// For writing. Leads the two others.
-    pub(super) writing: Link,
+    pub(super) writing: CommandConnection,
     /// For reading, so that a large piece of a log holds up no publication.
-    pub(super) reading: Link,
+    pub(super) reading: CommandConnection,
     /// For listening.
-    pub(super) ear: Ear,
+    pub(super) ear: Subscriber,
     stop: CancellationToken,
 }
 
 impl Shard {
     /// Starts its connections.
-    pub(super) fn open(site: &Arc<Site>, server: Server, stage: &Stage) -> Arc<Self> {
+    pub(super) fn open(site: &Arc<Context>, server: Server, stage: &Stage) -> Arc<Self> {
         let name = server.name();
         let stop = stage.stopping().child_token();
         let link = |task, towards| {
             let tracked = (stage, stop.clone());
-            Link::open(task, towards, site.timeout, site.backoff.clone(), tracked)
+            CommandConnection::open(task, towards, site.timeout, site.backoff.clone(), tracked)
         };
-        let writing = link("redis-write", Towards::Server(Box::new(server)));
-        let reading = link("redis-read", Towards::Beside(writing.clone()));
+        let writing = link("redis-write", Endpoint::Server(Box::new(server)));
+        let reading = link("redis-read", Endpoint::Beside(writing.clone()));
         let links = (writing.clone(), reading.clone());
-        let ear = Ear::open(site, name.clone(), links, (stage, stop.clone()));
+        let ear = Subscriber::open(site, name.clone(), links, (stage, stop.clone()));
         Arc::new(Self { name, writing, reading, ear, stop })
     }
 

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 
 use super::{
-    calls::{Calls, Over},
-    shard::Site,
+    commands::{Commands, Route},
+    shard::Context,
     understood,
 };
 use crate::{
@@ -21,13 +21,13 @@ use crate::{
 /// Keeps the records in Redis.
 #[derive(Debug)]
 pub(super) struct RedisStore {
-    site: Arc<Site>,
+    site: Arc<Context>,
     /// Where they lie in a Cluster.
     place: Channel,
 }
 
 impl RedisStore {
-    pub(super) fn new(site: Arc<Site>) -> Self {
+    pub(super) fn new(site: Arc<Context>) -> Self {
         let place = Channel::stored("crossfade:store").expect("a name within the alphabet");
         Self { site, place }
     }
@@ -43,9 +43,9 @@ impl RedisStore {
     }
 
     async fn ask(&self, command: Cmd) -> Result<Value, BrokerError> {
-        let calls = Calls::new(&self.site);
+        let calls = Commands::new(&self.site);
         // What must be the newest is read over the writing connection too.
-        calls.each(Over::Writing, &[&self.place], |_| command.clone()).await.remove(0)
+        calls.each(Route::Writing, &[&self.place], |_| command.clone()).await.remove(0)
     }
 }
 

@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{TakeIn, Until, company::NOTHING};
+use super::{Deadline, TakeIn, peers::NOTHING};
 
 /// Takes the lease if nobody has it, or holds it longer.
 const HOLD: &str = "\
@@ -67,7 +67,7 @@ impl Keeper {
         };
         if hears && (holds || may_try) {
             // From before it is asked: Redis counts from later.
-            let until = Until::after(lease);
+            let until = Deadline::after(lease);
             let held: bool = self.ask(HOLD, &mut connection).await?;
             self.hold(held.then_some(until));
         } else if holds {
@@ -108,7 +108,7 @@ impl Keeper {
         command.query_async(connection).await
     }
 
-    fn hold(&self, until: Option<Until>) {
+    fn hold(&self, until: Option<Deadline>) {
         let before = std::mem::replace(&mut *self.taking.held.lock(), until);
         self.taking.metrics().holder.set(i64::from(until.is_some()));
         match (before, until) {

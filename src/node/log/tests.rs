@@ -90,35 +90,35 @@ impl Reader for Ana {
         desk.take(&batch.entries);
     }
 
-    fn nudge(&self, _tag: Tag) {
+    fn wake(&self, _tag: Tag) {
         self.desk.lock().behind = true;
     }
 }
 
-fn walk(log: &ChannelLog) {
+fn fan_out(log: &ChannelLog) {
     while let Some(batch) = log.next_batch() {
-        for row in (0..).map_while(|number| log.row(number)) {
-            row.offer(&batch);
+        for block in (0..).map_while(|number| log.block(number)) {
+            block.offer(&batch);
         }
     }
 }
 
 fn follow(log: &ChannelLog, next: Next, head: u64) {
     match next {
-        Next::Walk => walk(log),
+        Next::FanOut => fan_out(log),
         Next::Repair => repair(log, head),
-        Next::Rest => {}
+        Next::None => {}
     }
 }
 
 fn repair(log: &ChannelLog, head: u64) {
     loop {
         let after = log.missing_after();
-        let mended = log.mend(slice(after, head, 4), |_, _| false);
-        if mended.walk == Next::Walk {
-            walk(log);
+        let repaired = log.apply_repair(slice(after, head, 4), |_, _| false);
+        if repaired.walk == Next::FanOut {
+            fan_out(log);
         }
-        if !mended.again {
+        if !repaired.again {
             return;
         }
     }
@@ -172,7 +172,7 @@ proptest! {
                 Step::Come(back) if back <= head => {
                     let ana = Arc::new(Ana::default());
                     ana.desk.lock().cursor = at(head - back);
-                    log.sit(Arc::clone(&ana) as Arc<dyn Reader>, 0);
+                    log.attach(Arc::clone(&ana) as Arc<dyn Reader>, 0);
                     readers.push((head - back, ana));
                 }
                 Step::Toggle(n) if n < readers.len() => {
@@ -184,7 +184,7 @@ proptest! {
             }
         }
         // The head check finds what was lost last, and nobody stays busy for ever.
-        follow(&log, log.heard_of(at(head)), head);
+        follow(&log, log.observe_head(at(head)), head);
         for (from, ana) in readers {
             ana.desk.lock().busy = false;
             ana.desk.lock().behind = true;
@@ -197,7 +197,7 @@ proptest! {
 #[test]
 fn news_from_before_the_log_was_open_are_missing_not_lost() {
     let log = log(10);
-    assert_eq!(arrive(&log, 6), Next::Rest);
+    assert_eq!(arrive(&log, 6), Next::None);
     assert_eq!(log.open(at(5)), Next::Repair);
     repair(&log, 6);
     assert_eq!(log.head(), Some(at(6)));
@@ -208,11 +208,11 @@ fn a_new_epoch_starts_the_log_anew_and_tells_the_readers() {
     let log = log(10);
     log.open(at(5));
     let other = Position::new(Epoch::new(9), 2);
-    assert_eq!(log.heard_of(other), Next::Repair);
+    assert_eq!(log.observe_head(other), Next::Repair);
     log.missing_after();
     let anew = Slice { epoch: other.epoch, head: 2, events: Vec::new() };
-    let mended = log.mend(anew, |_, _| false);
-    assert_eq!((mended.broken, mended.again), (true, false));
+    let repaired = log.apply_repair(anew, |_, _| false);
+    assert_eq!((repaired.broken, repaired.again), (true, false));
     assert!(matches!(log.read_after(at(5), 100), Read::OtherEpoch(head) if head == other));
 }
 
@@ -223,7 +223,7 @@ fn what_retention_took_from_a_hole_makes_readers_look_for_themselves() {
     assert_eq!(arrive(&log, 9), Next::Repair);
     log.missing_after();
     let rest = Slice { events: vec![(8, event(8)), (9, event(9))], ..slice(5, 9, 0) };
-    assert!(log.mend(rest, |_, _| false).broken);
+    assert!(log.apply_repair(rest, |_, _| false).broken);
     assert!(matches!(log.read_after(at(5), 100), Read::FellBehind));
     assert!(matches!(log.read_after(at(7), 100), Read::Entries(entries) if entries.len() == 2));
 }
@@ -232,11 +232,11 @@ fn what_retention_took_from_a_hole_makes_readers_look_for_themselves() {
 fn a_message_under_a_second_offset_keeps_its_place_and_is_not_shown() {
     let log = log(10);
     log.open(at(0));
-    assert_eq!(log.ingest(at(1), event(1), |_| false), Next::Walk);
+    assert_eq!(log.ingest(at(1), event(1), |_| false), Next::FanOut);
     let batch = log.next_batch().unwrap();
     assert_eq!(batch.shown(), 1);
     assert!(log.next_batch().is_none());
-    assert_eq!(log.ingest(at(2), event(1), |_| true), Next::Walk);
+    assert_eq!(log.ingest(at(2), event(1), |_| true), Next::FanOut);
     let batch = log.next_batch().unwrap();
     assert_eq!((batch.ends_at(), batch.shown()), (at(2), 0));
     assert!(batch.joined(WireFormat::Sse).is_empty());

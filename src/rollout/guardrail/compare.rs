@@ -3,7 +3,7 @@
 use super::{Comparison, Counts, Guardrails, Name, Outcome, Verdict, troubles};
 use crate::rollout::{
     cohort::{Jackknife, new_share},
-    measure::{Groups, Measured, Sums, Trouble},
+    measure::{Failure, Groups, Measured, Sums},
     statistics::{
         Interval,
         count::Evidence,
@@ -38,7 +38,7 @@ fn users(
     name: Name,
     comparison: &Comparison,
     sums: &Sums,
-    trouble: Trouble,
+    trouble: Failure,
 ) -> Verdict {
     let evidence: &Evidence = sums.evidence(trouble);
     let margin = comparison.margin.unwrap_or(guardrails.margin);
@@ -77,7 +77,7 @@ fn users(
 fn slow(guardrails: &Guardrails, comparison: &Comparison, sums: &Sums) -> Verdict {
     let mean = |arm: &crate::rollout::measure::Arm| Mean::of_groups(arm.users, arm.slow.pairs());
     let slow: f64 = sums.new.slow.pairs().map(|(_, slow)| slow).sum();
-    let affected = sums.new.users_with(Trouble::Slow) >= guardrails.min_affected_users;
+    let affected = sums.new.users_with(Failure::Slow) >= guardrails.min_affected_users;
     let enough = slow >= MIN_SLOW && affected;
     let mut verdict = means(
         guardrails,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Counts, Demand, Guardrails, Mode, Name, Outcome, Tripwire, Verdict};
-use crate::rollout::measure::{Arm, Measured, Trouble};
+use crate::rollout::measure::{Arm, Failure, Measured};
 
 /// What was counted of one arm, as far as tripwires care.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,13 +68,13 @@ impl Recent {
             self.looks.pop_front();
         }
         if self.looks.back().is_none_or(|(at, _)| at + window / Self::PARTS <= now) {
-            self.looks.push_back((now, tallies(measured)));
+            self.looks.push_back((now, node_counts(measured)));
         }
     }
 
     /// What happened in both arms since the window began, or the stage if that was later.
-    fn tallies(&self, measured: &Measured, window_seconds: u64, now: u64) -> [Tally; 2] {
-        let sums = tallies(measured);
+    fn node_counts(&self, measured: &Measured, window_seconds: u64, now: u64) -> [Tally; 2] {
+        let sums = node_counts(measured);
         match self.looks.front() {
             Some((at, before)) if at + 1_000 * window_seconds <= now => {
                 [sums[0].since(before[0]), sums[1].since(before[1])]
@@ -84,7 +84,7 @@ impl Recent {
     }
 }
 
-fn tallies(measured: &Measured) -> [Tally; 2] {
+fn node_counts(measured: &Measured) -> [Tally; 2] {
     [Tally::of(&measured.current.new), Tally::of(&measured.current.control)]
 }
 
@@ -95,17 +95,17 @@ pub(super) fn judge(
     now: u64,
 ) -> Vec<Verdict> {
     let wires = &guardrails.tripwires;
-    let [new, control] = recent.tallies(measured, wires.window_seconds, now);
+    let [new, control] = recent.node_counts(measured, wires.window_seconds, now);
     let arm = &measured.current.new;
     let failing =
-        [Trouble::ConnectFailed, Trouble::MoveFailed, Trouble::ResumeFailed, Trouble::Error];
+        [Failure::ConnectFailed, Failure::MoveFailed, Failure::ResumeFailed, Failure::Error];
     // A user can have several of them; the most of one kind are certainly different users.
     let failing = failing.iter().map(|trouble| arm.users_with(*trouble)).max().unwrap_or(0);
-    let fallen_back = arm.users_with(Trouble::FellBack);
+    let fallen_back = arm.users_with(Failure::FellBack);
     let rates = [
         (Name::ErrorRate, &wires.error_rate, new.failures, control.failures, failing),
-        (Name::Latency, &wires.slow, new.slow, control.slow, arm.users_with(Trouble::Slow)),
-        (Name::DropRate, &wires.drops, new.drops, control.drops, arm.users_with(Trouble::Dropped)),
+        (Name::Latency, &wires.slow, new.slow, control.slow, arm.users_with(Failure::Slow)),
+        (Name::DropRate, &wires.drops, new.drops, control.drops, arm.users_with(Failure::Dropped)),
         (Name::Fallbacks, &wires.fallbacks, new.fallbacks, Counts::default(), fallen_back),
     ];
     let mut verdicts: Vec<_> = rates

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What can go wrong for a user, once or many times in a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trouble {
+pub enum Failure {
     /// A connection could not be made.
     ConnectFailed,
     /// A session came back within a minute, without goodbye and not by our doing.
@@ -39,7 +39,7 @@ pub(super) enum Exposed {
     OneArm,
 }
 
-impl Trouble {
+impl Failure {
     /// How many there are.
     pub const COUNT: usize = 10;
     /// In the order in which sums list them.
@@ -87,13 +87,13 @@ pub enum Fact<'a> {
         /// Whether because we asked for it. Only one arm is asked, so it is no evidence.
         moved: bool,
     },
-    /// See [`Trouble::Interrupted`].
+    /// See [`Failure::Interrupted`].
     Interrupted,
     /// A session came back with a position.
     Resumed(Resume),
     /// The new side could not be had, and the old one was taken.
     FellBack,
-    /// See [`Trouble::Flapped`].
+    /// See [`Failure::Flapped`].
     Flapped,
     /// A request ended.
     Request {

@@ -45,7 +45,7 @@ pub struct Reports {
 
 /// Why a report was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Untaken {
+pub enum RejectedReport {
     /// A later one of the same node is known.
     #[error("a later report of this node is known")]
     Late,
@@ -62,14 +62,14 @@ impl Reports {
     pub const NODES: usize = 1_000;
 
     /// Takes a report, unless one that says more is known.
-    pub fn take(&mut self, report: Report) -> Result<(), Untaken> {
+    pub fn take(&mut self, report: Report) -> Result<(), RejectedReport> {
         if !report.is_sound() {
-            return Err(Untaken::Unsound);
+            return Err(RejectedReport::Unsound);
         }
         let rank = |report: &Report| (report.window.epoch, report.sequence);
         match self.newest.get(&report.node) {
-            Some(known) if rank(known) >= rank(&report) => return Err(Untaken::Late),
-            None if self.newest.len() >= Self::NODES => return Err(Untaken::Full),
+            Some(known) if rank(known) >= rank(&report) => return Err(RejectedReport::Late),
+            None if self.newest.len() >= Self::NODES => return Err(RejectedReport::Full),
             _ => {}
         }
         self.newest.insert(report.node, report);

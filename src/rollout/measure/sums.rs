@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Histogram, Trouble};
+use super::{Failure, Histogram};
 use crate::rollout::{cohort::Cohort, statistics::count::Evidence};
 
 /// What was seen of the users of one arm.
@@ -13,8 +13,8 @@ pub struct Arm {
     pub users: u64,
     /// Users who stood on the new side at least once.
     pub users_on_new: u64,
-    /// Users whom a trouble befell at least once, in the order of [`Trouble::ALL`].
-    pub users_with: [u64; Trouble::COUNT],
+    /// Users whom a trouble befell at least once, in the order of [`Failure::ALL`].
+    pub users_with: [u64; Failure::COUNT],
     /// Attempts to connect that came by themselves.
     pub connects: u64,
     /// Those of them that failed.
@@ -55,7 +55,7 @@ pub struct Arm {
 
 impl Arm {
     /// How many users a trouble befell.
-    pub fn users_with(&self, trouble: Trouble) -> u64 {
+    pub fn users_with(&self, trouble: Failure) -> u64 {
         self.users_with[trouble as usize]
     }
 
@@ -130,8 +130,8 @@ pub struct Sums {
     pub control: Arm,
     /// Of users who are on the old side and not in the control arm.
     pub rest: Arm,
-    /// First troubles of users, in the order of [`Trouble::ALL`].
-    pub evidence: [Evidence; Trouble::COUNT],
+    /// First troubles of users, in the order of [`Failure::ALL`].
+    pub evidence: [Evidence; Failure::COUNT],
 }
 
 impl Sums {
@@ -153,7 +153,7 @@ impl Sums {
     }
 
     /// The evidence of one trouble: new users against all others.
-    pub fn evidence(&self, trouble: Trouble) -> &Evidence {
+    pub fn evidence(&self, trouble: Failure) -> &Evidence {
         &self.evidence[trouble as usize]
     }
 

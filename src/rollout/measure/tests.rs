@@ -49,9 +49,9 @@ fn a_user_counts_once_as_evidence_and_always_for_the_arm_assigned() {
 
     let sums = &measure.current;
     assert_eq!((sums.new.users, sums.control.users, sums.rest.users), (2, 3, 15));
-    assert_eq!((sums.new.interruptions, sums.new.users_with(Trouble::Interrupted)), (3, 1));
+    assert_eq!((sums.new.interruptions, sums.new.users_with(Failure::Interrupted)), (3, 1));
     assert_eq!((sums.new.fallbacks, sums.new.connects, sums.new.users_on_new), (1, 1, 0));
-    let evidence = sums.evidence(Trouble::Interrupted);
+    let evidence = sums.evidence(Failure::Interrupted);
     assert_eq!((evidence.events(), evidence.new_events()), (2, 1));
     let mut expected = crate::rollout::statistics::count::Evidence::default();
     expected.observe(true, 2.0 / 20.0);
@@ -68,15 +68,15 @@ fn who_comes_is_compared_with_the_percentage_and_who_is_here_with_the_others() {
     measure.record(new[0], Fact::Interrupted, NOW);
     let mut expected = crate::rollout::statistics::count::Evidence::default();
     expected.observe(true, 0.1);
-    assert_eq!(measure.current.evidence(Trouble::ConnectFailed), &expected);
+    assert_eq!(measure.current.evidence(Failure::ConnectFailed), &expected);
     // Who was here is known, also after leaving.
     let known = users(Cohort::New, 10.0, 3)[1..].to_vec();
     arrive(&mut measure, &[known.clone(), users(Cohort::Rest, 10.0, 6)].concat());
     measure.record(known[0], Fact::Left, NOW);
     measure.record(known[0], FAILED, NOW);
     expected.observe(true, 2.0 / 8.0);
-    assert_eq!(measure.current.evidence(Trouble::ConnectFailed), &expected);
-    let interrupted = measure.current.evidence(Trouble::Interrupted);
+    assert_eq!(measure.current.evidence(Failure::ConnectFailed), &expected);
+    let interrupted = measure.current.evidence(Failure::Interrupted);
     assert_eq!(interrupted.events(), 0, "who is not here cannot be interrupted");
 }
 
@@ -90,7 +90,7 @@ fn a_move_that_we_asked_for_is_no_evidence() {
     let arm = &measure.current.new;
     assert_eq!((arm.moves, arm.move_failures, arm.connects), (2, 1, 0));
     assert_eq!((arm.failures(), arm.users_on_new), ((1, 2), 1));
-    assert_eq!(measure.current.evidence(Trouble::ConnectFailed).events(), 0);
+    assert_eq!(measure.current.evidence(Failure::ConnectFailed).events(), 0);
 }
 
 #[test]
@@ -141,11 +141,11 @@ fn a_new_stage_begins_with_those_who_are_here() {
     measure.record(new[2], Fact::Left, NOW);
     measure.enter(window(2, 20.0));
     assert_eq!(measure.current.new.users, 3, "two who stay and one who joins the arm");
-    assert_eq!(measure.at_risk[Trouble::Interrupted as usize], (3, 0));
+    assert_eq!(measure.at_risk[Failure::Interrupted as usize], (3, 0));
     measure.record(new[0], Fact::Interrupted, NOW);
     let report = measure.report(NOW, 0.2);
-    assert_eq!(report.earlier.new.users_with(Trouble::Interrupted), 1);
-    assert_eq!(report.current.new.users_with(Trouble::Interrupted), 1);
+    assert_eq!(report.earlier.new.users_with(Failure::Interrupted), 1);
+    assert_eq!(report.current.new.users_with(Failure::Interrupted), 1);
     measure.enter(window(1, 10.0));
     assert_eq!(measure.window().stage, 2, "an older stage does not come back");
     measure.enter(Window { epoch: 2, ..window(1, 1.0) });
@@ -163,10 +163,10 @@ fn above_a_half_arms_are_compared_within_a_stage() {
     let mut reports = Reports::default();
     reports.take(measure.report(NOW, 0.0)).unwrap();
     let sums = reports.measured(1).comparable();
-    assert_eq!((sums.new.users, sums.evidence(Trouble::ConnectFailed).events()), (4, 2));
+    assert_eq!((sums.new.users, sums.evidence(Failure::ConnectFailed).events()), (4, 2));
     measure.enter(window(3, 100.0));
     assert_eq!(measure.earlier.new.users, 4, "the stage of 75 % is not pooled");
-    assert_eq!(measure.earlier.evidence(Trouble::ConnectFailed).events(), 2);
+    assert_eq!(measure.earlier.evidence(Failure::ConnectFailed).events(), 2);
 }
 
 #[test]
@@ -192,10 +192,10 @@ fn what_contradicts_itself_is_not_taken() {
     let mut reports = Reports::default();
     let mut report = measure(10.0).report(NOW, 0.0);
     report.current.new.errors = 5;
-    assert_eq!(reports.take(report.clone()), Err(Untaken::Unsound));
+    assert_eq!(reports.take(report.clone()), Err(RejectedReport::Unsound));
     report.current.new.requests = 5;
     assert_eq!(reports.take(report.clone()), Ok(()));
-    assert_eq!(reports.take(report), Err(Untaken::Late));
+    assert_eq!(reports.take(report), Err(RejectedReport::Late));
 }
 
 /// Something that a user may do: which user, what, and whether time goes on.
@@ -228,7 +228,7 @@ proptest! {
         for (half, percent) in acts.chunks(100).zip([30.0, 60.0]) {
             measure.enter(window(percent as u64, percent));
             play(&mut measure, &units, half);
-            for trouble in Trouble::ALL {
+            for trouble in Failure::ALL {
                 let (mut here, mut met) = ((0, 0), (0, 0));
                 for user in measure.users.values().filter(|user| user.marks & trouble.bit() == 0) {
                     let is_new = measure.cohort(user).is_new();

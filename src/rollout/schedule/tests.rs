@@ -3,7 +3,7 @@
 
 use proptest::{collection::vec, prelude::*};
 
-use super::{course::LONGEST_LOOK, *};
+use super::{transition::LONGEST_LOOK, *};
 
 const START: u64 = 1_800_000_000_000;
 
@@ -28,13 +28,13 @@ fn schedule() -> Schedule {
 }
 
 /// A rollout that is told things one after the other.
-struct Story {
+struct Scenario {
     schedule: Schedule,
     state: State,
     now: u64,
 }
 
-impl Story {
+impl Scenario {
     fn new(schedule: Schedule) -> Self {
         schedule.check("postgres-broker").unwrap();
         Self { schedule, state: State::default(), now: START }
@@ -46,19 +46,19 @@ impl Story {
         story
     }
 
-    fn try_to(&mut self, input: Input) -> Result<Vec<Act>, String> {
+    fn try_to(&mut self, input: Input) -> Result<Vec<Effect>, String> {
         let (state, acts) = step(&self.schedule, &self.state, input, self.now)
             .map_err(|refused| refused.to_string())?;
         self.state = state;
         Ok(acts)
     }
 
-    fn tell(&mut self, input: Input) -> Vec<Act> {
+    fn tell(&mut self, input: Input) -> Vec<Effect> {
         self.try_to(input).unwrap()
     }
 
     /// Looks at good counts once a second for so many seconds.
-    fn pass(&mut self, seconds: u64) -> Vec<Act> {
+    fn pass(&mut self, seconds: u64) -> Vec<Effect> {
         let mut acts = Vec::new();
         for _ in 0..seconds {
             self.now += 1_000;
@@ -67,7 +67,7 @@ impl Story {
         acts
     }
 
-    fn look(&mut self, demand: Demand) -> Vec<Act> {
+    fn look(&mut self, demand: Demand) -> Vec<Effect> {
         let reasons = vec!["interruptions are twice as many".to_owned()];
         let reasons = if demand == Demand::Nothing { Vec::new() } else { reasons };
         let asking = reasons.iter().map(|_| "interruptions".to_owned()).collect();
@@ -91,9 +91,9 @@ fn stop(how: Stop) -> Input {
     Input::Stop { how, reason: "High error rate detected".to_owned() }
 }
 
-fn moves(acts: &[Act]) -> Vec<(f64, f64)> {
-    let moved = |act: &Act| match act {
-        Act::Move { from, to } => Some((from.percent(), to.percent())),
+fn moves(acts: &[Effect]) -> Vec<(f64, f64)> {
+    let moved = |act: &Effect| match act {
+        Effect::Move { from, to } => Some((from.percent(), to.percent())),
         _ => None,
     };
     acts.iter().filter_map(moved).collect()
@@ -101,9 +101,9 @@ fn moves(acts: &[Act]) -> Vec<(f64, f64)> {
 
 #[test]
 fn it_goes_up_step_by_step_and_is_completed() {
-    let mut story = Story::new(schedule());
+    let mut story = Scenario::new(schedule());
     let acts = story.tell(start(""));
-    assert_eq!(acts[0], Act::Begin { new_salt: false });
+    assert_eq!(acts[0], Effect::Begin { new_salt: false });
     assert_eq!((story.at(), moves(&acts)), ((Status::Running, 1.0), vec![(0.0, 1.0)]));
     assert_eq!(moves(&story.pass(60)), [], "the first look only begins to bake");
     assert_eq!(story.state.holds, ["bakes for another 1 s"]);
@@ -120,7 +120,7 @@ fn it_goes_up_step_by_step_and_is_completed() {
 
 #[test]
 fn it_waits_for_users_events_and_counts_of_its_own_stage() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.pass(30);
     story.now += 1_000;
     let of_another_stage = Look { of: (1, 0), ..story.good() };
@@ -137,13 +137,13 @@ fn it_waits_for_users_events_and_counts_of_its_own_stage() {
 
 #[test]
 fn time_in_which_nobody_looked_does_not_bake() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.schedule.steps[0].bake_seconds = 90;
     story.pass(1);
     story.now += 3_600_000;
     story.look(Demand::Nothing);
     assert_eq!((story.state.baked, story.at().1), (60_000, 1.0), "a minute at most");
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.pass(10);
     story.tell(Input::Pause { reason: "lunch".to_owned() });
     story.now += 3_600_000;
@@ -155,7 +155,7 @@ fn time_in_which_nobody_looked_does_not_bake() {
 
 #[test]
 fn a_signal_holds_and_lets_go_again() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.pass(58);
     let mut told = 0;
     for _ in 0..100 {
@@ -170,32 +170,32 @@ fn a_signal_holds_and_lets_go_again() {
 
 #[test]
 fn a_guardrail_rolls_back_wherever_it_stands() {
-    let waiting_for_approval = |story: &mut Story| {
+    let waiting_for_approval = |story: &mut Scenario| {
         story.pass(200);
         assert_eq!(story.state.holds, ["waits for approval"]);
     };
-    let paused = |story: &mut Story| {
+    let paused = |story: &mut Scenario| {
         story.tell(Input::Pause { reason: "lunch".to_owned() });
     };
-    let completed = |story: &mut Story| {
+    let completed = |story: &mut Scenario| {
         story.tell(Input::Set { percentage: Percentage::ALL, reason: "sure".to_owned() });
         story.tell(Input::Complete);
     };
-    for bring in [&waiting_for_approval as &dyn Fn(&mut Story), &paused, &completed] {
-        let mut story = Story::started();
+    for bring in [&waiting_for_approval as &dyn Fn(&mut Scenario), &paused, &completed] {
+        let mut story = Scenario::started();
         bring(&mut story);
         let acts = story.look(Demand::RollBack);
         assert_eq!(story.at(), (Status::RolledBack, 0.0));
         assert_eq!(story.state.stop, Some(Stop::DrainBack));
         assert_eq!(story.state.reason, "interruptions are twice as many");
-        assert!(acts.iter().any(|act| matches!(act, Act::Tell { urgent: true, .. })));
+        assert!(acts.iter().any(|act| matches!(act, Effect::Tell { urgent: true, .. })));
         assert!(story.look(Demand::RollBack).is_empty(), "once is enough");
     }
 }
 
 #[test]
 fn a_verdict_on_an_earlier_epoch_is_void() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     let old = Look { of: (0, 9), demand: Demand::RollBack, ..story.good() };
     story.tell(Input::Look(old));
     assert_eq!(story.at(), (Status::Running, 1.0));
@@ -203,7 +203,7 @@ fn a_verdict_on_an_earlier_epoch_is_void() {
 
 #[test]
 fn after_going_back_it_cools_down_and_needs_a_reason() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.pass(100);
     let stage = story.state.stage;
     story.tell(stop(Stop::DrainBack));
@@ -217,7 +217,7 @@ fn after_going_back_it_cools_down_and_needs_a_reason() {
     let raised = Input::Set { percentage: Percentage::ALL, reason: "sure".to_owned() };
     assert!(story.try_to(raised).unwrap_err().contains("start it first"));
     let acts = story.tell(start("fixed in 1.4.2"));
-    assert_eq!(acts[0], Act::Begin { new_salt: true });
+    assert_eq!(acts[0], Effect::Begin { new_salt: true });
     assert_eq!((story.at(), story.state.epoch), ((Status::Running, 1.0), 2));
     assert_eq!((story.state.stop, story.state.cool_until), (None, None));
     assert!(story.state.stage > stage + 1, "stages never repeat");
@@ -228,19 +228,19 @@ fn after_going_back_it_cools_down_and_needs_a_reason() {
     story.tell(stop(Stop::DrainBack));
     assert_eq!(story.state.status, Status::Failed, "failed stays failed");
     story.now += 600_000;
-    assert_eq!(story.tell(start("again"))[0], Act::Begin { new_salt: false });
+    assert_eq!(story.tell(start("again"))[0], Effect::Begin { new_salt: false });
 }
 
 #[test]
 fn a_freeze_keeps_who_is_there() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.pass(100);
     assert_eq!(moves(&story.tell(stop(Stop::Freeze))), []);
     assert_eq!(story.at(), (Status::Stopped, 5.0));
     assert_eq!(moves(&story.pass(1_000)), []);
     story.look(Demand::RollBack);
     assert_eq!(story.at(), (Status::RolledBack, 0.0), "who is there can still be harmed");
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.tell(stop(Stop::Freeze));
     story.now += 600_000;
     let acts = story.tell(start("go on"));
@@ -249,7 +249,7 @@ fn a_freeze_keeps_who_is_there() {
 
 #[test]
 fn a_hand_on_the_percentage_pauses_the_schedule() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.tell(Input::Set { percentage: percent(30.0), reason: "a test".to_owned() });
     assert_eq!((story.at(), story.state.step), ((Status::Paused, 30.0), Some(2)));
     assert_eq!(moves(&story.pass(500)), []);
@@ -260,7 +260,7 @@ fn a_hand_on_the_percentage_pauses_the_schedule() {
     story.tell(Input::Resume);
     assert_eq!(moves(&story.pass(2)), [(0.5, 1.0)]);
 
-    let mut by_hand = Story::new(Schedule::default());
+    let mut by_hand = Scenario::new(Schedule::default());
     by_hand.tell(Input::Set { percentage: percent(50.0), reason: "by hand".to_owned() });
     assert_eq!((by_hand.at(), by_hand.state.epoch), ((Status::Running, 50.0), 1));
     assert_eq!(moves(&by_hand.pass(500)), []);
@@ -270,7 +270,7 @@ fn a_hand_on_the_percentage_pauses_the_schedule() {
 
 #[test]
 fn haste_skips_the_bake_time_alone() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.tell(Input::Advance);
     assert_eq!(moves(&story.pass(1)), [(1.0, 5.0)]);
     story.tell(Input::Advance);
@@ -282,10 +282,10 @@ fn haste_skips_the_bake_time_alone() {
 fn both_sides_are_compared_before_a_step() {
     let mut schedule = schedule();
     schedule.steps[0].validation = true;
-    let mut story = Story::new(schedule);
+    let mut story = Scenario::new(schedule);
     story.tell(start(""));
-    assert!(!story.pass(60).contains(&Act::Validate), "not before all else is there");
-    assert_eq!(story.pass(5).iter().filter(|act| **act == Act::Validate).count(), 1);
+    assert!(!story.pass(60).contains(&Effect::Validate), "not before all else is there");
+    assert_eq!(story.pass(5).iter().filter(|act| **act == Effect::Validate).count(), 1);
     story.tell(Input::Validated { stage: 0, differs: None });
     assert_eq!(story.state.holds, ["waits for validation"], "an answer for another stage");
     let differs = Some("3 events missing".to_owned());
@@ -299,7 +299,7 @@ fn both_sides_are_compared_before_a_step() {
 #[test]
 fn a_component_waits_for_others() {
     let after = vec!["websocket-transport".to_owned()];
-    let mut story = Story::new(Schedule { after, ..schedule() });
+    let mut story = Scenario::new(Schedule { after, ..schedule() });
     let status = |of: Status| move |name: &str| (name == "websocket-transport").then_some(of);
     let waits_for = story.schedule.waits_for(status(Status::Running));
     let early = Input::Start { reason: String::new(), waits_for: waits_for.clone(), force: false };
@@ -318,7 +318,7 @@ fn a_component_waits_for_others() {
 
 #[test]
 fn a_state_and_a_schedule_go_through_the_store() {
-    let mut story = Story::started();
+    let mut story = Scenario::started();
     story.pass(30);
     let text = serde_json::to_string(&story.state).unwrap();
     assert_eq!(serde_json::from_str::<State>(&text).unwrap(), story.state);
@@ -337,7 +337,7 @@ fn anything() -> impl Strategy<Value = (u8, u64, u64)> {
     (0..22_u8, 0..90_000_u64, 0..20_u64)
 }
 
-fn input(story: &Story, kind: u8, number: u64) -> Input {
+fn input(story: &Scenario, kind: u8, number: u64) -> Input {
     let reason = || "because".to_owned();
     let demand = match kind {
         10 => Demand::Hold,
@@ -370,7 +370,7 @@ proptest! {
 
     #[test]
     fn whatever_happens(inputs in vec(anything(), 0..250)) {
-        let mut story = Story::new(schedule());
+        let mut story = Scenario::new(schedule());
         let mut approved_in = None;
         for (kind, later, number) in inputs {
             story.now += later;

@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use crate::rollout::{
     cohort::{self, Cohort, HashRule, Percentage},
     guardrail::{Demand, Guardrails, Mode, Recent, demand, judge},
-    measure::{Fact, Measure, Measured, Reports, Trouble, Unit, Window},
+    measure::{Fact, Failure, Measure, Measured, Reports, Unit, Window},
     statistics::count::Evidence,
 };
 
@@ -93,7 +93,7 @@ impl Crowd {
     }
 
     /// One trouble befalls somebody, and the rollout is looked at. True if it has to go back.
-    pub(super) fn suffer(&mut self, trouble: Trouble) -> bool {
+    pub(super) fn suffer(&mut self, trouble: Failure) -> bool {
         self.now += 250;
         let user = self.draw();
         if self.users[user].hops && self.rng.random_bool(0.5) {
@@ -106,9 +106,9 @@ impl Crowd {
         self.tell(
             user,
             match trouble {
-                Trouble::ConnectFailed => Fact::Connect { ok: false, to_new: true, moved: false },
-                Trouble::Dropped => Fact::Dropped { events: 3 },
-                Trouble::Error => Fact::Request { ok: false },
+                Failure::ConnectFailed => Fact::Connect { ok: false, to_new: true, moved: false },
+                Failure::Dropped => Fact::Dropped { events: 3 },
+                Failure::Error => Fact::Request { ok: false },
                 _ => Fact::Interrupted,
             },
         );
@@ -116,7 +116,7 @@ impl Crowd {
         if after.events() == before.events() {
             return false;
         }
-        if trouble == Trouble::Interrupted {
+        if trouble == Failure::Interrupted {
             self.count_naively(after.new_events() > before.new_events());
         }
         let needed = -self.guardrails.level(&self.guardrails.comparisons.interruptions).ln();
@@ -149,7 +149,7 @@ impl Crowd {
         reports.measured(1)
     }
 
-    pub(super) fn evidence(&self, trouble: Trouble) -> Evidence {
+    pub(super) fn evidence(&self, trouble: Failure) -> Evidence {
         let sums = self.nodes.iter().flat_map(|node| <[_; 2]>::from(node.sums()));
         sums.map(|sums| sums.evidence(trouble).clone()).sum()
     }

@@ -8,7 +8,7 @@ use super::crowd::{Crowd, Nature};
 use crate::rollout::{
     cohort::Percentage,
     guardrail::{Counts, Demand, Tripwires},
-    measure::Trouble,
+    measure::Failure,
 };
 
 const PLAIN: Nature =
@@ -19,8 +19,8 @@ const STUCK: Nature = Nature { stuck: true, ..PLAIN };
 const NATURES: [(&str, Nature); 4] =
     [("plain", PLAIN), ("flapping", FLAPPING), ("stuck", STUCK), ("no margin", STRICT)];
 const STEPS: [u32; 4] = [1, 5, 25, 50];
-const COMPARED: [Trouble; 4] =
-    [Trouble::Interrupted, Trouble::ConnectFailed, Trouble::Dropped, Trouble::Error];
+const COMPARED: [Failure; 4] =
+    [Failure::Interrupted, Failure::ConnectFailed, Failure::Dropped, Failure::Error];
 
 /// What became of rollouts that did no harm.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl fmt::Display for Harmful {
     }
 }
 
-fn harmful(nature: Nature, trouble: Trouble, percent: u32, runs: u64, most: usize) -> Harmful {
+fn harmful(nature: Nature, trouble: Failure, percent: u32, runs: u64, most: usize) -> Harmful {
     let mut counts = Vec::new();
     for seed in 0..runs {
         let mut crowd = Crowd::new(nature, 1_000_000 + seed);
@@ -129,7 +129,7 @@ fn harmless_rollouts_go_on() {
 #[test]
 fn harm_at_one_percent_is_found() {
     let doubled = Nature { harm: 3.0, users: 8_000, ..PLAIN };
-    let found = harmful(doubled, Trouble::Interrupted, 1, 9, 4_000);
+    let found = harmful(doubled, Failure::Interrupted, 1, 9, 4_000);
     assert!(found.found > 0.8 && found.new <= 30, "{found:?}");
 }
 
@@ -151,7 +151,7 @@ fn figures_of_harmful_rollouts() {
     let runs = 1_000;
     for (users, runs) in [(20_000, runs), (100_000, 300)] {
         for (name, nature) in NATURES {
-            for trouble in [Trouble::Interrupted, Trouble::ConnectFailed] {
+            for trouble in [Failure::Interrupted, Failure::ConnectFailed] {
                 let nature = Nature { harm: 2.0, users, ..nature };
                 let found = harmful(nature, trouble, 1, runs, 20_000);
                 println!("doubled at 1 % of {users} {name} {trouble:?}: {found}");
@@ -161,7 +161,7 @@ fn figures_of_harmful_rollouts() {
     for percent in STEPS {
         for harm in [1.5, 2.0, 3.0, 5.0, 10.0] {
             let nature = Nature { harm, ..PLAIN };
-            let found = harmful(nature, Trouble::Interrupted, percent, 300, 20_000);
+            let found = harmful(nature, Failure::Interrupted, percent, 300, 20_000);
             println!("{harm} times as often at {percent} %: {found}");
         }
     }

@@ -15,7 +15,7 @@ fn whole() -> Vec<Seen> {
 
 fn found(old: &[Seen], new: &[Seen], known: &[u64]) -> Findings {
     let channel = channel();
-    let span = Span { channel: &channel, after: 0, until: UNTIL, begun: 1_000, known };
+    let span = ExpectedRange { channel: &channel, after: 0, until: UNTIL, begun: 1_000, known };
     let mut findings = Findings::default();
     findings.compare(&span, old, new);
     findings
@@ -40,7 +40,7 @@ fn what_neither_side_got_is_missed_on_both_if_it_is_known() {
 #[test]
 fn what_lies_outside_of_the_span_does_not_count() {
     let channel = channel();
-    let span = Span { channel: &channel, after: 5, until: 10, begun: 0, known: &[3, 12] };
+    let span = ExpectedRange { channel: &channel, after: 5, until: 10, begun: 0, known: &[3, 12] };
     let mut findings = Findings::default();
     findings.compare(&span, &whole(), &whole()[..10]);
     assert_eq!((findings.events, findings.new.missing, findings.examples.len()), (5, 0, 0));
@@ -64,7 +64,7 @@ fn another_content_is_told_by_its_place() {
     let found = found(&whole(), &other, &[]);
     assert_eq!(found.different, 1);
     let example = &found.examples[0];
-    assert_eq!((example.offset, example.fault), (9, Fault::Different));
+    assert_eq!((example.offset, example.fault), (9, Discrepancy::Different));
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 
 use crossfade::{
     config::Config,
-    legacy::{LegacyConfig, Side},
+    legacy::{Backend, LegacyConfig},
 };
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use crate::support::{
     client::Ws,
     eventually::eventually,
     gateway::{Api, TestGateway},
-    old::{OldServer, publish},
+    legacy_server::{OldServer, publish},
     raw::Raw,
     redis::PrivateRedis,
 };
@@ -20,7 +20,7 @@ const STREAM: &str = "GET /stream/42 HTTP/1.1\r\n";
 
 fn served(config: &mut Config) {
     config.legacy = LegacyConfig {
-        side: Side::Gateway,
+        side: Backend::Gateway,
         route: vec![
             route("/stream/{room}", &["room:{room}"]),
             route("/both", &["room:{query:a}", "room:{query:b}"]),
@@ -117,7 +117,7 @@ async fn who_comes_back_to_the_old_server_names_its_last_event_as_that_does() {
     let redis = PrivateRedis::start().await;
     let old = OldServer::start(&redis).await;
     let gateway = TestGateway::with(|config| {
-        placed(config, &old, Side::Upstream);
+        placed(config, &old, Backend::Upstream);
         config.legacy.route = vec![route("/echo/{room}", &["room:{room}"])];
     })
     .await;
@@ -135,7 +135,7 @@ async fn who_comes_back_to_the_old_server_names_its_last_event_as_that_does() {
 async fn only_the_stream_changes_sides() {
     let redis = PrivateRedis::start().await;
     let old = OldServer::start(&redis).await;
-    let gateway = TestGateway::with(|config| placed(config, &old, Side::Gateway)).await;
+    let gateway = TestGateway::with(|config| placed(config, &old, Backend::Gateway)).await;
     let mut stream = Raw::send(gateway.addr, STREAM, &[]).await;
     stream.until("event: open\n").await;
     let begin = "POST /stream/42 HTTP/1.1\r\ncontent-length: 0\r\n";

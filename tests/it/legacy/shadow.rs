@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crossfade::{config::Config, legacy::Side};
+use crossfade::{config::Config, legacy::Backend};
 use serde_json::{Value, json};
 
 use super::{placed, taking};
 use crate::support::{
     eventually::eventually,
     gateway::{Api, TestGateway},
-    old::{OldServer, publish},
+    legacy_server::{OldServer, publish},
     raw::Raw,
     redis::PrivateRedis,
 };
@@ -28,7 +28,7 @@ impl Shadowed {
         let redis = PrivateRedis::start().await;
         let old = OldServer::start(&redis).await;
         let gateway = TestGateway::with(|config| {
-            placed(config, &old, Side::Shadow);
+            placed(config, &old, Backend::Shadow);
             config.legacy.redis = Some(taking(&redis, "id = \"meta.id\""));
             config.legacy.shadow.within = Duration::from_millis(300);
             config.legacy.shadow.ignore = vec!["hello".to_owned()];
@@ -158,7 +158,7 @@ async fn the_report_is_for_those_who_run_the_gateway() {
     let redis = PrivateRedis::start().await;
     let old = OldServer::start(&redis).await;
     let gateway = TestGateway::with(|config| {
-        placed(config, &old, Side::Shadow);
+        placed(config, &old, Backend::Shadow);
         config.auth.environment = "production".to_owned();
         config.auth.anonymous = Some(true);
     })

@@ -9,7 +9,7 @@ use super::{route, taking};
 use crate::support::{
     eventually::{eventually, soon},
     gateway::{Api, TestGateway},
-    old::publish,
+    legacy_server::publish,
     redis::PrivateRedis,
 };
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crossfade::legacy::Side;
+use crossfade::legacy::Backend;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -10,7 +10,7 @@ use super::placed;
 use crate::support::{
     eventually::{eventually, soon},
     gateway::{Api, GatewayProcess, TestGateway},
-    old::{OldServer, publish},
+    legacy_server::{OldServer, publish},
     raw::Raw,
     redis::PrivateRedis,
 };
@@ -186,7 +186,7 @@ async fn a_gateway_that_leads_back_to_itself_says_so() {
 async fn a_node_that_stops_ends_the_old_servers_streams_cleanly() {
     let redis = PrivateRedis::start().await;
     let old = OldServer::start(&redis).await;
-    let known = TestGateway::with(|config| placed(config, &old, Side::Upstream)).await;
+    let known = TestGateway::with(|config| placed(config, &old, Backend::Upstream)).await;
     for gateway in [in_front_of(&old).await, known] {
         let mut stream = Raw::send(gateway.addr, "GET /stream/42 HTTP/1.1\r\n", &[]).await;
         stream.until("event: hello").await;
@@ -226,7 +226,7 @@ async fn an_old_server_with_tls_is_asked_over_tls() {
 async fn a_stream_over_http2_passes_too() {
     let redis = PrivateRedis::start().await;
     let old = OldServer::start(&redis).await;
-    let gateway = TestGateway::with(|config| placed(config, &old, Side::Upstream)).await;
+    let gateway = TestGateway::with(|config| placed(config, &old, Backend::Upstream)).await;
     let api = Api::of(gateway.addr);
     let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
     let url = |addr: SocketAddr| format!("http://{addr}/stream/42");

@@ -1,0 +1,153 @@
+//! Who reads a log, in rows that a walk may hold while others sit down and stand up.
+//!
+//! A walk takes a row as it is, with one count for all who sit in it; who comes or goes meanwhile does
+//! so in a copy. Nothing here knows what is offered.
+
+use std::{fmt, sync::Arc};
+
+use super::{Batch, Reader, Tag};
+
+/// Seats in a row.
+pub const BLOCK_SIZE: usize = 128;
+
+/// The readers of a log.
+#[derive(Default)]
+pub(super) struct ReaderBlocks {
+    blocks: Vec<ReaderBlock>,
+    /// Seats that somebody stood up from.
+    free: Vec<usize>,
+    attached: usize,
+}
+
+/// Up to [`BLOCK_SIZE`] readers, as they sat when it was taken.
+#[derive(Clone, Default)]
+pub struct ReaderBlock(Arc<Vec<Option<AttachedReader>>>);
+
+type AttachedReader = (Arc<dyn Reader>, Tag);
+
+impl ReaderBlocks {
+    /// Adds a reader. Returns its seat.
+    pub(super) fn attach(&mut self, reader: Arc<dyn Reader>, tag: Tag) -> usize {
+        self.attached += 1;
+        if let Some(slot) = self.free.pop() {
+            let block = Arc::make_mut(&mut self.blocks[slot / BLOCK_SIZE].0);
+            block[slot % BLOCK_SIZE] = Some((reader, tag));
+            return slot;
+        }
+        if self.blocks.last().is_none_or(|block| block.0.len() == BLOCK_SIZE) {
+            // Most channels have a handful of readers, and there are many channels.
+            self.blocks.reserve_exact(1);
+            self.blocks.push(ReaderBlock::default());
+        }
+        let last = self.blocks.len() - 1;
+        let block = Arc::make_mut(&mut self.blocks[last].0);
+        if block.len() == block.capacity() {
+            block.reserve_exact(block.len().clamp(1, BLOCK_SIZE - block.len()));
+        }
+        block.push(Some((reader, tag)));
+        last * BLOCK_SIZE + block.len() - 1
+    }
+
+    /// Takes a reader away. What is returned is to be dropped where no lock is held: it may be the last
+    /// hold on the reader.
+    pub(super) fn detach(&mut self, slot: usize) -> Option<Arc<dyn Reader>> {
+        let block = Arc::make_mut(&mut self.blocks.get_mut(slot / BLOCK_SIZE)?.0);
+        let (reader, _) = block.get_mut(slot % BLOCK_SIZE)?.take()?;
+        self.attached -= 1;
+        self.free.push(slot);
+        if self.attached == 0 {
+            *self = Self::default();
+        }
+        Some(reader)
+    }
+
+    /// A row, for as long as there are any.
+    pub(super) fn block(&self, number: usize) -> Option<ReaderBlock> {
+        self.blocks.get(number).cloned()
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<ReaderBlock> {
+        self.blocks.clone()
+    }
+
+    /// How many read.
+    pub(super) fn len(&self) -> usize {
+        self.attached
+    }
+}
+
+impl ReaderBlock {
+    /// Offers a batch to each of its readers.
+    pub fn offer(&self, batch: &Batch) {
+        for (reader, tag) in self.0.iter().flatten() {
+            reader.offer(*tag, batch);
+        }
+    }
+
+    /// Tells each of its readers that the log changed in another way than by growing.
+    pub fn wake(&self) {
+        for (reader, tag) in self.0.iter().flatten() {
+            reader.wake(*tag);
+        }
+    }
+}
+
+impl fmt::Debug for ReaderBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReaderBlock({} slot)", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct WokenReaders(Mutex<u32>);
+
+    impl Reader for WokenReaders {
+        fn offer(&self, _: Tag, _: &Batch) {}
+
+        fn wake(&self, _: Tag) {
+            *self.0.lock() += 1;
+        }
+    }
+
+    fn reader() -> Arc<WokenReaders> {
+        Arc::default()
+    }
+
+    #[test]
+    fn seats_are_given_again_and_many_rows_are_filled() {
+        let mut blocks = ReaderBlocks::default();
+        let slot: Vec<usize> = (0..300).map(|_| blocks.attach(reader(), 0)).collect();
+        assert_eq!(slot, (0..300).collect::<Vec<_>>());
+        assert_eq!((blocks.all().len(), blocks.len()), (3, 300));
+        assert!(blocks.detach(130).is_some());
+        assert!(blocks.detach(130).is_none(), "nobody sits there any more");
+        assert_eq!(blocks.attach(reader(), 0), 130);
+        for slot in slot {
+            blocks.detach(slot);
+        }
+        assert_eq!((blocks.all().len(), blocks.len()), (0, 0), "an empty hall keeps no blocks");
+    }
+
+    #[test]
+    fn who_comes_or_goes_does_not_disturb_a_row_that_was_taken() {
+        let mut blocks = ReaderBlocks::default();
+        let (first, second) = (reader(), reader());
+        let slot = blocks.attach(first.clone(), 0);
+        let taken = blocks.block(0).unwrap();
+        blocks.detach(slot);
+        blocks.attach(second.clone(), 0);
+        taken.wake();
+        assert_eq!((*first.0.lock(), *second.0.lock()), (1, 0));
+        blocks.block(0).unwrap().wake();
+        assert_eq!((*first.0.lock(), *second.0.lock()), (1, 1));
+        drop(taken);
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+}
