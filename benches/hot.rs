@@ -23,11 +23,10 @@ use crossfade::{
     node::{Batch, ChannelLog, DedupConfig, Node, NodeConfig, Reader, Tag, log::RingLimits},
     protocol::{
         Channel, ClientFrame, Data, Epoch, Event, MessageId, Position, Positions, SessionId,
-        WireFormat,
-        codec::{self, Encoded},
         rfc6455::{self, Decoder},
     },
     session::Session,
+    wire::{sse, websocket},
 };
 use parking_lot::Mutex;
 use tokio::{runtime::Builder, sync::mpsc, task::yield_now};
@@ -64,9 +63,9 @@ fn encode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     for size in SIZES {
         let (channel, event) = (channel(1), event(&json(size)));
-        for (name, format) in [("websocket", WireFormat::WebSocket), ("sse", WireFormat::Sse)] {
+        for (name, format) in [("websocket", websocket::TEXT), ("sse", sse::ENVELOPE)] {
             group.bench_function(BenchmarkId::new(name, size), |bencher| {
-                bencher.iter(|| Encoded::event(&channel, at(17), &event, format));
+                bencher.iter(|| format.codec.event(&channel, at(17), &event));
             });
         }
     }
@@ -145,7 +144,7 @@ fn wake_up(criterion: &mut Criterion) {
             offset += 1;
             log.ingest(at(offset), event(&text), |_| false);
             let batch = log.next_batch().expect("an event came");
-            batch.joined(WireFormat::WebSocket);
+            batch.joined(websocket::TEXT);
             batch
         };
         // As the hub does it.
@@ -170,8 +169,12 @@ fn session(criterion: &mut Criterion) {
                 subscription.cursor.offset += 1;
             });
         });
-        group.bench_function(BenchmarkId::new("id_line", channels), |bencher| {
-            bencher.iter(|| codec::id_line(&session.positions_with(tag, at(17))));
+        let encoded = sse::ENVELOPE.codec.event(&channel(1), at(17), &event(&json(200)));
+        group.bench_function(BenchmarkId::new("positions", channels), |bencher| {
+            bencher.iter(|| {
+                let positions = session.positions_with(tag, at(17));
+                sse::ENVELOPE.codec.event_with_positions(&encoded, &positions)
+            });
         });
     }
 }
@@ -219,7 +222,7 @@ impl Reader for Listener {
             return;
         }
         assert_eq!(subscription.cursor, batch.starts_after(), "a batch was passed over");
-        black_box(batch.joined(WireFormat::WebSocket));
+        black_box(batch.joined(websocket::TEXT));
         subscription.cursor = batch.ends_at();
     }
 

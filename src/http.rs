@@ -11,7 +11,7 @@ mod channels;
 mod dashboard;
 mod detach;
 mod error;
-mod events;
+mod event_stream;
 mod idle_timeout;
 mod legacy;
 mod migration;
@@ -19,6 +19,7 @@ mod ofrep;
 mod ops;
 mod origin;
 mod page;
+mod posted_requests;
 mod presence;
 mod proxy;
 mod publish;
@@ -54,7 +55,8 @@ pub use self::{
     proxy::TrustedProxy,
 };
 use crate::{
-    alert::Alerts, connection::Connections, legacy::Legacy, lifecycle::Stage, validation::Validator,
+    alert::Alerts, connection::Connections, legacy::Legacy, lifecycle::Stage,
+    validation::Validator, wire::STREAMS,
 };
 
 /// Section `[server]`.
@@ -168,15 +170,30 @@ impl AppState {
     }
 }
 
+/// The addresses at which clients of each wire connect.
+fn wires() -> Router<AppState> {
+    let mut router = Router::new();
+    for path in websocket::paths() {
+        let open =
+            move |state, detachable, request| websocket::open(state, detachable, path, request);
+        router = router.route(path, get(open));
+    }
+    for wire in STREAMS {
+        let open =
+            move |state, detachable, request| event_stream::open(state, detachable, wire, request);
+        router = router.route(wire.path(), get(open));
+    }
+    router
+}
+
 /// Every address of the gateway.
 pub fn router(app: AppState) -> Router {
     // Pages have no business with what orchestrators and Prometheus ask.
     let for_pages = Router::new()
         .route("/", any(page::demo))
         .route("/dashboard", get(page::dashboard))
-        .route("/ws", get(websocket::open))
-        .route("/events", get(events::open))
-        .route("/events/{session}", post(events::ask))
+        .merge(wires())
+        .route("/events/{session}", post(posted_requests::ask))
         .route("/api/publish", post(publish::one))
         .route("/api/publish/batch", post(publish::batch))
         .route("/api/channels", get(channels::list))

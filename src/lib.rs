@@ -28,3 +28,4 @@ pub mod rollout;
 pub mod session;
 pub mod telemetry;
 pub mod validation;
+pub mod wire;

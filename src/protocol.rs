@@ -10,7 +10,6 @@
 
 pub mod channel;
 pub mod code;
-pub mod codec;
 pub mod event;
 pub mod frame;
 pub mod id;
@@ -20,7 +19,6 @@ pub mod rfc6455;
 
 pub use channel::{Channel, ChannelError};
 pub use code::{CloseCode, ErrorCode};
-pub use codec::WireFormat;
 pub use event::{Data, Draft, Event};
 pub use frame::{ClientFrame, FrameError, ServerFrame};
 pub use id::{EventName, MessageId, SessionId, Token, UserId};

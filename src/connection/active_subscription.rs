@@ -1,39 +1,42 @@
-//! What ties a subscription to its channel: a hold on the log, and the channel's presence.
+//! What ties a session's subscription to its channel: the open log, and the channel's presence.
 
 use crate::{
     cluster::{PresenceHandle, SubscriberHandle},
     node::{ChannelHandle, ChannelLog},
 };
 
-/// What ties a subscription to its channel. Dropped, it lets go of everything. Most clients only read,
-/// so what presence takes is in boxes.
+/// What ties a subscription to its channel. Dropping it ends all of it. Most clients only read, so
+/// the parts that presence needs are boxed.
 #[derive(Debug)]
 pub(super) struct ActiveSubscription {
-    pub(super) handle: ChannelHandle,
-    /// The client is told who is there.
-    pub(super) onlooker: Option<Box<PresenceSubscription>>,
-    /// The client shows itself.
-    pub(super) entered: Option<Box<PresenceHandle>>,
-    /// The client said that it does not want to be shown, before it was known whether it was.
-    pub(super) hidden: bool,
+    pub(super) channel: ChannelHandle,
+    /// The client receives the channel's presence.
+    pub(super) presence: Option<Box<PresenceSubscription>>,
+    /// The session is a member of the channel's presence.
+    pub(super) membership: Option<Box<PresenceHandle>>,
+    /// The client left the channel's presence before it was known whether its session was a member.
+    pub(super) left_presence: bool,
 }
 
-/// A look at a channel's presence that is kept up to date.
+/// A client's subscription to a channel's presence.
 #[derive(Debug)]
 pub(super) struct PresenceSubscription {
-    pub(super) watching: SubscriberHandle,
-    /// The last news the client has.
+    pub(super) subscriber: SubscriberHandle,
+    /// The last diff that the client has.
     pub(super) number: u64,
-    /// The client missed news while its socket was full: it is shown everything once there is room.
+    /// The client missed a diff because its socket was full: it is sent a snapshot once there is
+    /// room.
     pub(super) stale: bool,
 }
 
 impl ActiveSubscription {
-    pub(super) fn new(handle: ChannelHandle) -> Self {
-        Self { handle, onlooker: None, entered: None, hidden: false }
+    /// A subscription without presence.
+    pub(super) fn new(channel: ChannelHandle) -> Self {
+        Self { channel, presence: None, membership: None, left_presence: false }
     }
 
+    /// The channel's log.
     pub(super) fn log(&self) -> &ChannelLog {
-        self.handle.log()
+        self.channel.log()
     }
 }

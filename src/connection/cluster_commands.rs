@@ -1,49 +1,37 @@
-//! Doing what comes up from the cluster: parting from clients that went elsewhere or are to go, and
-//! answering for a stream what its client asked another node for.
+//! Applies the cluster's commands to local clients: takeovers by another node, forced disconnects, and
+//! requests that another node received for a stream here.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
-use super::{Connections, client::Client, requests};
+use super::{close_reason::CloseReason, presence_requests, registry::Connections};
 use crate::{
     cluster::{Claim, Disconnect, Order},
     lifecycle::Stage,
     presence::NodeId,
-    protocol::{CloseCode, MemberId},
+    protocol::CloseCode,
 };
 
-/// How long the connection that a session leaves by plan may go on.
+/// How long the connection that a session migrates away from may stay open.
 const OVERLAP: Duration = Duration::from_secs(10);
 
-/// How a client is parted from, other than by its own doing.
-#[derive(Clone, Debug)]
-pub(super) struct CloseReason {
-    pub(super) code: CloseCode,
-    /// Whether to come back, where that is not what the code says.
-    pub(super) reconnect: Option<bool>,
-    /// Why, where there is more to say than the code does.
-    pub(super) reason: Option<Arc<str>>,
-}
-
-impl From<CloseCode> for CloseReason {
-    fn from(code: CloseCode) -> Self {
-        Self { code, reconnect: None, reason: None }
-    }
-}
-
-/// Does what the cluster orders until it stops.
-pub async fn obey(connections: Arc<Connections>, mut orders: mpsc::Receiver<Order>, stage: Stage) {
+/// Applies commands until the cluster or the stage stops.
+pub async fn obey(
+    connections: Arc<Connections>,
+    mut commands: mpsc::Receiver<Order>,
+    stage: Stage,
+) {
     loop {
-        let order = tokio::select! {
-            order = orders.recv() => order,
+        let command = tokio::select! {
+            command = commands.recv() => command,
             () = stage.stopping().cancelled() => return,
         };
-        match order {
+        match command {
             None => return,
-            Some(Order::Claimed { node, claim }) => let_go(&connections, node, claim, &stage),
+            Some(Order::Claimed { node, claim }) => release(&connections, node, claim, &stage),
             Some(Order::ClaimAgain) => claim_again(&connections),
-            Some(Order::Disconnect(whom)) => disconnect(&connections, &whom),
+            Some(Order::Disconnect(target)) => disconnect(&connections, &target),
             Some(Order::Asked { session, frames, asker }) => {
                 let connections = Arc::clone(&connections);
                 stage.spawn_client(async move {
@@ -56,21 +44,22 @@ pub async fn obey(connections: Arc<Connections>, mut orders: mpsc::Receiver<Orde
     }
 }
 
-/// The connection that came last wins. One whose own claim is still under way stands behind this one in
-/// the log, and a claim that was made before a connection came says nothing about it.
-fn let_go(connections: &Arc<Connections>, node: NodeId, claim: Claim, stage: &Stage) {
-    connections.came_back(claim.session, claim.overlap);
+/// Releases a claimed session: its newest connection keeps it. A client whose own claim has not been
+/// read back yet comes after this one in the log; a claim that was made before a client connected does
+/// not concern that client.
+fn release(connections: &Arc<Connections>, node: NodeId, claim: Claim, stage: &Stage) {
+    connections.record_reconnect(claim.session, claim.overlap);
     for client in connections.clients_of(claim.session) {
         if node == connections.cluster.me() && client.number == claim.connection {
-            requests::settle(connections, &client);
+            presence_requests::rejoin(connections, &client);
             continue;
         }
-        if client.state().claiming || claim.at < client.arrived {
+        if client.state().claim_pending || claim.at < client.connected_at {
             continue;
         }
         if !claim.overlap {
-            connections.was_interrupted(&client);
-            client.part(CloseCode::Moved.into());
+            connections.record_interruption(&client);
+            client.close(CloseCode::Moved.into());
             continue;
         }
         client.state().superseded = true;
@@ -78,30 +67,30 @@ fn let_go(connections: &Arc<Connections>, node: NodeId, claim: Claim, stage: &St
         stage.spawn_client(async move {
             let stopped = tokio::time::timeout(OVERLAP, stopping.cancelled()).await.is_ok();
             if let Some(client) = client.upgrade().filter(|_| !stopped) {
-                client.part(CloseCode::Moved.into());
+                client.close(CloseCode::Moved.into());
             }
         });
     }
 }
 
 fn claim_again(connections: &Connections) {
-    for client in connections.clients_where(|client| client.state().claiming) {
+    for client in connections.clients_where(|client| client.state().claim_pending) {
         let (session, overlap) = {
-            let client_state = client.state();
-            (client_state.member(), client_state.by_plan)
+            let state = client.state();
+            (state.member(), state.migrated)
         };
-        let (connection, at) = (client.number, client.arrived);
+        let (connection, at) = (client.number, client.connected_at);
         connections.cluster.claim(Claim { session, connection, at, overlap });
     }
 }
 
-fn disconnect(connections: &Connections, whom: &Disconnect) {
-    let parting = CloseReason {
+fn disconnect(connections: &Connections, target: &Disconnect) {
+    let reason = CloseReason {
         code: CloseCode::Disconnected,
-        reconnect: Some(whom.reconnect),
-        reason: whom.reason.clone(),
+        reconnect: Some(target.reconnect),
+        reason: target.reason.clone(),
     };
-    let clients = match (whom.session, &whom.user) {
+    let clients = match (target.session, &target.user) {
         (Some(session), _) => connections.clients_of(session),
         (None, Some(user)) => {
             connections.clients_where(|client| client.state().user().as_ref() == Some(user))
@@ -109,17 +98,6 @@ fn disconnect(connections: &Connections, whom: &Disconnect) {
         (None, None) => Vec::new(),
     };
     for client in clients {
-        client.part(parting.clone());
-    }
-}
-
-impl Connections {
-    fn clients_of(&self, session: MemberId) -> Vec<Arc<Client>> {
-        self.sessions.get(&session).map(|clients| clients.to_vec()).unwrap_or_default()
-    }
-
-    fn clients_where(&self, matches: impl Fn(&Client) -> bool) -> Vec<Arc<Client>> {
-        let all = self.sessions.iter();
-        all.flat_map(|clients| clients.to_vec()).filter(|client| matches(client)).collect()
+        client.close(reason.clone());
     }
 }

@@ -1,27 +1,27 @@
-//! Moving connected clients to the transport they belong on, at the pace the whole cluster may have.
+//! Migration: asks connected clients to change to the transport that the rollout assigns them, at the
+//! rate that the whole cluster may have.
 //!
 //! A client is asked, never pushed: it opens the other transport beside this one and leaves when that
-//! serves it. Who belongs where is the rollout's business; here is who is where, who can be asked,
-//! and when each is.
+//! one delivers. The rollout decides the assignment; the migrator finds out which clients are on the
+//! wrong transport, which of them can be asked, and when each is.
+
+mod rate_limit;
 
 use std::{
     collections::{HashSet, VecDeque},
     hash::{BuildHasher as _, RandomState},
     sync::{Arc, Weak, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{
-    Connections,
-    client::{Client, ClientState},
-    cluster_commands::CloseReason,
-};
+use self::rate_limit::RateLimit;
+use super::{client::Client, close_reason::CloseReason, registry::Connections};
 use crate::{
     lifecycle::{self, Stage},
     metrics::TransportLabel,
-    protocol::{CloseCode, ServerFrame, frame::About},
+    protocol::{CloseCode, ServerFrame},
     rollout::{
         DrainConfig,
         assignment::Unit,
@@ -32,132 +32,82 @@ use crate::{
         registry::RolloutRecord,
         schedule::Stop,
     },
+    wire::Transport,
 };
 
-/// What is known of a client for moving it.
-#[derive(Debug, Default)]
-pub(super) struct MigrationState(Option<Box<Known>>);
-
-#[derive(Debug)]
-struct Known {
-    unit: Option<Box<str>>,
-    /// It understands `migrate`.
-    understands: bool,
-    /// It came to an old system's address, and goes back there when that one is rolled back.
-    old_address: bool,
-    /// When it was asked last, and by which version of the rollout.
-    asked: Option<(u64, Instant)>,
-}
-
-impl MigrationState {
-    /// By what a client says of itself.
-    pub(super) fn new(about: About) -> Self {
-        let About { client, unit, old_address } = about;
-        if client.is_none() && unit.is_none() {
-            return Self(None);
-        }
-        let understands = client.is_some();
-        Self(Some(Box::new(Known { unit, understands, old_address, asked: None })))
-    }
-
-    fn may_be_asked(&self, version: u64, again: Duration) -> bool {
-        self.0.as_ref().is_some_and(|known| {
-            let rests = known.asked.is_some_and(|(by, at)| by == version && at.elapsed() < again);
-            known.understands && !rests
-        })
-    }
-
-    fn old_address(&self) -> bool {
-        self.0.as_ref().is_some_and(|known| known.old_address)
-    }
-
-    fn understands(&self) -> bool {
-        self.0.as_ref().is_some_and(|known| known.understands)
-    }
-
-    fn asked(&mut self, version: u64) {
-        if let Some(known) = &mut self.0 {
-            known.asked = Some((version, Instant::now()));
-        }
-    }
-}
-
-impl ClientState {
-    /// Whom a rollout is decided for: the user, the client's own durable id, or the session.
-    pub(super) fn unit(&self) -> Unit {
-        let identity = self.identity.as_deref();
-        let user = identity.and_then(|identity| identity.user.as_ref()).map(ToString::to_string);
-        let own = self.mobility.0.as_ref().and_then(|known| known.unit.as_deref());
-        let id = user.or_else(|| own.map(str::to_owned));
-        let id = id.unwrap_or_else(|| self.member().to_string());
-        let groups = identity.map(|identity| identity.groups.clone()).unwrap_or_default();
-        Unit { id, groups }
-    }
-}
-
-/// Asks clients to move.
+/// Asks clients to migrate.
 #[derive(Debug)]
 pub struct Migrator {
     connections: Arc<Connections>,
     config: DrainConfig,
     hasher: RandomState,
-    /// Who is to be asked, in this order.
+    /// The clients to be asked, in order.
     queue: VecDeque<Move>,
-    pace: RateLimit,
+    rate: RateLimit,
+    /// How many clients have been asked.
     asked: u64,
     surveys: u64,
-    /// There is an old system to go back to.
-    has_old: bool,
+    /// Whether there is a legacy system to return to.
+    has_legacy: bool,
 }
 
+/// A client on the wrong transport.
 #[derive(Debug)]
 struct Move {
     client: Weak<Client>,
-    to: &'static str,
+    to: Destination,
     bucket: u32,
 }
 
-/// How often a look is taken at who is where, beside each change of the rollout.
-const SURVEY: Duration = Duration::from_secs(1);
+/// Where a client belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Destination {
+    Transport(Transport),
+    /// The legacy system: the stream is closed, and its browser reconnects there.
+    Legacy,
+}
 
-/// Every so many looks it is seen how much memory clients take.
-const WEIGHED: u64 = 30;
+/// How often connected clients are surveyed, beside each change of a rollout.
+const SURVEY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often some are asked.
+/// Every this many surveys, clients' memory is measured.
+const SURVEYS_PER_MEMORY_SAMPLE: u64 = 30;
+
+/// How often queued clients are asked.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Clients looked at before others get their turn.
-const PIECE: usize = 256;
+/// Clients surveyed before the task yields.
+const SURVEY_CHUNK: usize = 256;
 
-/// A node that is cut off from the rollouts for this long sends nobody to the new side any more.
-const CUT_OFF: Duration = Duration::from_secs(5);
+/// A node that cannot read the rollouts for this long sends no client to the new transport.
+const STALE_ROLLOUTS: Duration = Duration::from_secs(5);
 
 impl Migrator {
-    /// One that has asked nobody yet.
-    pub fn new(connections: Arc<Connections>, config: DrainConfig, has_old: bool) -> Self {
+    /// A migrator that has asked no client yet.
+    pub fn new(connections: Arc<Connections>, config: DrainConfig, has_legacy: bool) -> Self {
         Self {
             connections,
             config,
             hasher: RandomState::new(),
             queue: VecDeque::new(),
-            pace: RateLimit::default(),
+            rate: RateLimit::default(),
             asked: 0,
             surveys: 0,
-            has_old,
+            has_legacy,
         }
     }
 
-    /// Looks and asks, until the stage stops.
+    /// Surveys and asks until the stage stops.
     pub fn start(self, stage: &Stage) {
         let stopping = stage.stopping().clone();
-        stage.spawn("mover", async move {
+        stage.spawn("migrator", async move {
             let _ = stopping.run_until_cancelled(self.run()).await;
         });
     }
 
     async fn run(mut self) {
         let mut changes = self.connections.rollouts.registry.changes();
-        let (mut survey, mut tick) = (interval(SURVEY), interval(TICK));
+        let (mut survey, mut tick) = (interval(SURVEY_INTERVAL), interval(TICK));
         survey.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -174,139 +124,133 @@ impl Migrator {
         }
     }
 
-    /// Counts who is where, and finds out who is to be asked.
+    /// Counts clients by transport, and queues those on the wrong one.
     async fn survey(&mut self) {
         let flags = self.connections.rollouts.registry.now();
-        let standing = flags.get(TRANSPORT).cloned();
-        let takeover = flags.get(TAKEOVER).filter(|_| self.has_old).cloned();
-        let forward = flags.cut_off.is_none_or(|since| since.elapsed() < CUT_OFF);
-        let sessions = self.connections.sessions.iter();
-        let clients: Vec<Arc<Client>> = sessions.flat_map(|clients| clients.to_vec()).collect();
+        let record = flags.get(TRANSPORT).cloned();
+        let takeover = flags.get(TAKEOVER).filter(|_| self.has_legacy).cloned();
+        let forward = flags.cut_off.is_none_or(|since| since.elapsed() < STALE_ROLLOUTS);
         let epoch = self.connections.rollouts.meter.epoch();
-        let mut found = Found { forward, epoch, takeover, ..Found::default() };
+        let mut survey = Survey { forward, epoch, takeover, ..Survey::default() };
         self.surveys += 1;
-        found.weighs = self.surveys.is_multiple_of(WEIGHED);
-        for piece in clients.chunks(PIECE) {
-            for client in piece {
-                self.look_at(client, standing.as_deref(), &mut found);
+        survey.measures_memory = self.surveys.is_multiple_of(SURVEYS_PER_MEMORY_SAMPLE);
+        for chunk in self.connections.clients_where(|_| true).chunks(SURVEY_CHUNK) {
+            for client in chunk {
+                self.examine(client, record.as_deref(), &mut survey);
             }
             tokio::task::yield_now().await;
         }
-        self.connections.give_up_departed();
-        let Found { mut tally, mut moves, users, .. } = found;
-        // Who came over last goes back first.
-        let back = |a: &Move| a.to != "websocket";
-        moves
-            .sort_unstable_by_key(|a| if back(a) { -i64::from(a.bucket) } else { a.bucket.into() });
-        tally.id = self.connections.cluster.me().to_string();
-        tally.node = self.connections.node.name().to_string();
-        tally.at = lifecycle::unix_ms();
-        tally.version = standing.as_ref().map_or(0, |standing| standing.flag.version);
-        tally.users = users.len() as u64;
-        tally.pending = moves.len() as u64;
-        tally.asked = self.asked;
-        tally.moved = self.connections.moved.load(Ordering::Relaxed);
+        self.connections.expire_disconnected();
+        let Survey { mut counts, mut moves, users, .. } = survey;
+        // Clients that migrated last return first.
+        moves.sort_unstable_by_key(|a| match a.to {
+            Destination::Transport(Transport::WebSocket) => i64::from(a.bucket),
+            _ => -i64::from(a.bucket),
+        });
+        counts.id = self.connections.cluster.me().to_string();
+        counts.node = self.connections.node.name().to_string();
+        counts.at = lifecycle::unix_ms();
+        counts.version = record.as_ref().map_or(0, |record| record.flag.version);
+        counts.users = users.len() as u64;
+        counts.pending = moves.len() as u64;
+        counts.asked = self.asked;
+        counts.moved = self.connections.migrated.load(Ordering::Relaxed);
         if self.queue.is_empty() {
-            self.pace.begin();
+            self.rate.restart();
         }
         self.queue = moves.into();
-        self.connections.rollouts.node_counts.say(tally);
+        self.connections.rollouts.node_counts.say(counts);
     }
 
-    fn look_at(&self, client: &Arc<Client>, standing: Option<&RolloutRecord>, found: &mut Found) {
-        let mut client_state = client.state();
-        if client_state.is_closed() || client_state.superseded || client_state.parting().is_some() {
+    fn examine(&self, client: &Arc<Client>, record: Option<&RolloutRecord>, survey: &mut Survey) {
+        let mut state = client.state();
+        if state.is_closed() || state.superseded || state.close_reason().is_some() {
             return;
         }
-        if client_state.identity.as_ref().is_some_and(|identity| identity.own) {
+        if state.is_synthetic() {
             return;
         }
-        let is_new = !client.format.is_sse();
-        let understands = client_state.mobility.understands();
-        let tally = &mut found.tally;
-        tally.websocket += u64::from(is_new);
-        tally.sse += u64::from(!is_new);
-        tally.plain += u64::from(!is_new && !understands);
-        let unit = client_state.unit();
-        let first = found.users.insert(self.hasher.hash_one(&unit.id));
-        if client_state.mobility.old_address() {
-            return found.back_to_the_old(
-                client,
-                &unit,
-                self.connections.rollouts.registry.environment(),
-            );
+        let on_new = client.format.transport == Transport::WebSocket;
+        let counts = &mut survey.counts;
+        counts.websocket += u64::from(on_new);
+        counts.sse += u64::from(!on_new);
+        counts.plain += u64::from(!on_new && !state.migration.supports_migrate());
+        let unit = state.unit();
+        let first = survey.users.insert(self.hasher.hash_one(&unit.id));
+        let environment = self.connections.rollouts.registry.environment();
+        if state.migration.legacy_address() {
+            return survey.return_to_legacy(client, &unit, environment);
         }
-        let Some(RolloutRecord { flag, .. }) = standing else { return };
-        self.connections.is_here(&mut client_state, &unit, found.epoch);
-        if first && found.weighs {
-            let bytes = client.accounted(&client_state);
+        let Some(RolloutRecord { flag, .. }) = record else { return };
+        self.connections.record_present(&mut state, &unit, survey.epoch);
+        if first && survey.measures_memory {
+            let bytes = client.memory(&state);
             self.connections.rollouts.meter.record(&unit, Fact::Memory { bytes });
         }
-        let assignment = flag.assignment(&unit, self.connections.rollouts.registry.environment());
-        tally.users_new += u64::from(first && assignment.new);
-        tally.users_control += u64::from(first && assignment.cohort == Cohort::Control);
-        tally.behind += u64::from(assignment.new && !is_new);
-        tally.ahead += u64::from(!assignment.new && is_new);
-        if assignment.new == is_new {
+        let assignment = flag.assignment(&unit, environment);
+        counts.users_new += u64::from(first && assignment.new);
+        counts.users_control += u64::from(first && assignment.cohort == Cohort::Control);
+        counts.behind += u64::from(assignment.new && !on_new);
+        counts.ahead += u64::from(!assignment.new && on_new);
+        if assignment.new == on_new {
             return;
         }
         match flag.course.stop {
-            // Whoever comes after the stop, and asked for no route, is served.
-            Some(Stop::Hard) if is_new && client.arrived < flag.changed_at => {
-                client_state.superseded = true;
-                drop(client_state);
+            // A client that connected after the stop, and asked for no route, is served.
+            Some(Stop::Hard) if on_new && client.connected_at < flag.changed_at => {
+                state.superseded = true;
+                drop(state);
                 let reason = Some("rollback".into());
-                let parting = CloseReason { reason, ..CloseReason::from(CloseCode::Draining) };
-                return client.part(parting);
+                return client
+                    .close(CloseReason { reason, ..CloseReason::from(CloseCode::Draining) });
             }
             Some(Stop::Freeze | Stop::StopAndKeep) => return,
             Some(Stop::DrainBack | Stop::Hard) | None => {}
         }
-        let may = client_state.mobility.may_be_asked(flag.version, self.config.ask_again);
-        if may && (is_new || found.forward) {
-            let to = if is_new { "sse" } else { "websocket" };
+        let may = state.migration.may_be_asked(flag.version, self.config.ask_again);
+        if may && (on_new || survey.forward) {
+            let to = if on_new { Transport::Sse } else { Transport::WebSocket };
             let bucket = assignment.bucket.number();
-            found.moves.push(Move { client: Arc::downgrade(client), to, bucket });
+            let client = Arc::downgrade(client);
+            survey.moves.push(Move { client, to: Destination::Transport(to), bucket });
         }
     }
 
-    /// Asks as many as the pace allows by now.
+    /// Asks as many clients as the rate allows by now.
     fn ask(&mut self) {
         let flags = self.connections.rollouts.registry.now();
-        let stopped = |standing: &Arc<RolloutRecord>| standing.flag.course.stop.is_some();
-        let turned_back =
-            flags.get(TRANSPORT).is_some_and(stopped) || flags.get(TAKEOVER).is_some_and(stopped);
-        let version = flags.get(TRANSPORT).map_or(0, |standing| standing.flag.version);
-        let rate = if turned_back { self.config.emergency_rate } else { self.config.rate };
-        let share = share(
-            &self.connections.rollouts.node_counts.mine(),
-            &self.connections.rollouts.node_counts.others(),
-        );
-        let reason = if turned_back { "rollback" } else { "rollout" };
-        for _ in 0..self.pace.take(f64::from(rate) * share) {
+        let is_stopped = |record: &Arc<RolloutRecord>| record.flag.course.stop.is_some();
+        let stopped = flags.get(TRANSPORT).is_some_and(is_stopped)
+            || flags.get(TAKEOVER).is_some_and(is_stopped);
+        let version = flags.get(TRANSPORT).map_or(0, |record| record.flag.version);
+        let rate = if stopped { self.config.emergency_rate } else { self.config.rate };
+        let node_counts = &self.connections.rollouts.node_counts;
+        let share = share(&node_counts.mine(), &node_counts.others());
+        let reason = if stopped { "rollback" } else { "rollout" };
+        for _ in 0..self.rate.take(f64::from(rate) * share) {
             let Some(Move { client, to, .. }) = self.queue.pop_front() else { break };
             let Some(client) = client.upgrade() else { continue };
-            let mut client_state = client.state();
-            if client_state.is_closed()
-                || client_state.superseded
-                || client_state.parting().is_some()
-            {
+            let mut state = client.state();
+            if state.is_closed() || state.superseded || state.close_reason().is_some() {
                 continue;
             }
-            if to == OLD {
-                client_state.superseded = true;
-                drop(client_state);
-                client.part(CloseCode::Draining.into());
+            let Destination::Transport(to) = to else {
+                state.superseded = true;
+                drop(state);
+                client.close(CloseCode::Draining.into());
                 continue;
-            }
-            client_state.mobility.asked(version);
+            };
+            state.migration.asked(version);
             let within = u64::try_from(self.config.within.as_millis()).unwrap_or(u64::MAX);
-            let frame = ServerFrame::Migrate { transport: to, within, reason: reason.into() };
-            client.send(&mut client_state, &frame);
-            drop(client_state);
+            let transport = to.as_str();
+            client.send(
+                &mut state,
+                &ServerFrame::Migrate { transport, within, reason: reason.into() },
+            );
+            drop(state);
             client.wake.notify_one();
             self.asked += 1;
-            let label = TransportLabel { transport: to };
+            let label = TransportLabel { transport };
             self.connections.node.metrics().asked_to_move.get_or_create(&label).inc();
         }
     }
@@ -314,63 +258,32 @@ impl Migrator {
 
 /// What a survey has found so far.
 #[derive(Default)]
-struct Found {
-    tally: NodeCounts,
+struct Survey {
+    counts: NodeCounts,
     moves: Vec<Move>,
+    /// Hashes of the users seen.
     users: HashSet<u64>,
-    /// Whether anybody may be sent to the new side.
+    /// Whether clients may be sent to the new transport.
     forward: bool,
-    /// What is counted in.
+    /// The rollout's epoch.
     epoch: Option<u64>,
-    /// Whether it is looked at how much memory clients take.
-    weighs: bool,
-    /// The rollout that old addresses are taken over by.
+    /// Whether clients' memory is measured.
+    measures_memory: bool,
+    /// The rollout by which legacy addresses are taken over.
     takeover: Option<Arc<RolloutRecord>>,
 }
 
-impl Found {
-    /// A stream at an old address: its browser comes back by itself when it ends, and goes to the side
-    /// it belongs on then.
-    fn back_to_the_old(&mut self, client: &Arc<Client>, unit: &Unit, environment: &str) {
+impl Survey {
+    /// Queues a stream at a legacy address that belongs on the legacy system: when it ends, its browser
+    /// reconnects by itself and is routed there.
+    fn return_to_legacy(&mut self, client: &Arc<Client>, unit: &Unit, environment: &str) {
         let Some(RolloutRecord { flag, .. }) = self.takeover.as_deref() else { return };
         let assignment = flag.assignment(unit, environment);
         let keeps = matches!(flag.course.stop, Some(Stop::Freeze | Stop::StopAndKeep));
         if !assignment.new && !keeps {
             let bucket = assignment.bucket.number();
-            self.moves.push(Move { client: Arc::downgrade(client), to: OLD, bucket });
+            let client = Arc::downgrade(client);
+            self.moves.push(Move { client, to: Destination::Legacy, bucket });
         }
-    }
-}
-
-/// Where streams at old addresses go back to.
-const OLD: &str = "legacy";
-
-/// So many a second, evenly.
-#[derive(Debug)]
-struct RateLimit {
-    since: Instant,
-    credit: f64,
-}
-
-impl Default for RateLimit {
-    fn default() -> Self {
-        Self { since: Instant::now(), credit: 0.0 }
-    }
-}
-
-impl RateLimit {
-    fn begin(&mut self) {
-        *self = Self::default();
-    }
-
-    /// How many may go now. What a late moment left over is made up for, but never more than a
-    /// second's.
-    fn take(&mut self, rate: f64) -> usize {
-        let passed = self.since.elapsed().as_secs_f64();
-        self.since = Instant::now();
-        self.credit = (self.credit + rate * passed).min(rate.max(1.0));
-        let whole = self.credit.floor();
-        self.credit -= whole;
-        whole as usize
     }
 }

@@ -1,4 +1,4 @@
-//! When a client's token expires, and a while before that.
+//! When a client's token expires, and a warning before that.
 
 use std::{
     pin::Pin,
@@ -13,16 +13,16 @@ use super::client::Client;
 /// less.
 const WARNING: Duration = Duration::from_secs(30);
 
-/// What it is time for.
+/// What the timer calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ExpiryEvent {
-    /// The token expires within this.
+    /// The token expires within this time.
     Near(Duration),
-    /// It has expired.
-    Reached,
+    /// The token has expired.
+    Expired,
 }
 
-/// The end of one client's token. Costs nothing where there is none.
+/// The expiry of one client's token. Costs nothing where there is none.
 #[derive(Default)]
 pub(super) struct TokenExpiry {
     at: Option<SystemTime>,
@@ -30,7 +30,7 @@ pub(super) struct TokenExpiry {
 }
 
 impl TokenExpiry {
-    /// Looks at the client's token; whether it is another than before.
+    /// Reads the client's token. Returns whether its expiry is another than before.
     pub(super) fn watch(&mut self, client: &Client) -> bool {
         let at = client.state().identity.as_ref().and_then(|identity| identity.expires_at);
         if self.at == at {
@@ -40,25 +40,25 @@ impl TokenExpiry {
         self.timer = at.map(|at| {
             let left = at.duration_since(SystemTime::now()).unwrap_or_default();
             let warning = WARNING.min(left / 2);
-            (timer(left - warning), ExpiryEvent::Near(warning))
+            (new_timer(left - warning), ExpiryEvent::Near(warning))
         });
         true
     }
 
-    /// Waits for what comes next. Cancel-safe: the timer keeps running.
+    /// Waits for the warning, then for the expiry. Cancel-safe: the timer keeps running.
     pub(super) async fn next(&mut self) -> ExpiryEvent {
-        let Some((timer, end)) = &mut self.timer else { return std::future::pending().await };
+        let Some((timer, event)) = &mut self.timer else { return std::future::pending().await };
         timer.as_mut().await;
-        let end = *end;
-        self.timer = match end {
-            ExpiryEvent::Near(within) => Some((self::timer(within), ExpiryEvent::Reached)),
-            ExpiryEvent::Reached => None,
+        let event = *event;
+        self.timer = match event {
+            ExpiryEvent::Near(within) => Some((new_timer(within), ExpiryEvent::Expired)),
+            ExpiryEvent::Expired => None,
         };
-        end
+        event
     }
 }
 
-fn timer(after: Duration) -> Pin<Box<Sleep>> {
+fn new_timer(after: Duration) -> Pin<Box<Sleep>> {
     #[expect(
         clippy::disallowed_methods,
         reason = "a timer of the connection's, awaited beside the rest"

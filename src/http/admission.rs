@@ -26,8 +26,9 @@ use super::error::ApiError;
 use crate::{
     connection::AdmissionPermit,
     metrics::RefusedLabel,
-    protocol::{CloseCode, ErrorCode, ServerFrame, UserId, WireFormat, codec},
+    protocol::{CloseCode, ErrorCode, ServerFrame, UserId},
     session::Allowance,
+    wire::sse,
 };
 
 /// Section `[server.limits]`. 0 is no limit.
@@ -330,7 +331,7 @@ impl Refusal {
     pub(super) fn into_stream(self) -> Response {
         let after = u64::try_from(self.after.as_millis()).unwrap_or(u64::MAX);
         let goodbye = ServerFrame::goodbye(CloseCode::TryLater, after);
-        let body = codec::control(&goodbye, WireFormat::Sse, None);
+        let body = sse::ENVELOPE.codec.frame(&goodbye);
         let headers = [
             (header::CONTENT_TYPE, "text/event-stream"),
             (header::CACHE_CONTROL, "no-cache, no-transform"),

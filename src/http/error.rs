@@ -13,7 +13,7 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::AppState;
-use crate::{broker::BrokerError, connection, protocol::ErrorCode};
+use crate::{broker::BrokerError, connection, protocol::ErrorCode, wire::HandshakeError};
 
 /// A failed call.
 #[derive(Clone, Debug, Serialize)]
@@ -66,6 +66,12 @@ impl ApiError {
 impl From<BrokerError> for ApiError {
     fn from(err: BrokerError) -> Self {
         Self::new(connection::code_of(&err), err)
+    }
+}
+
+impl From<HandshakeError> for ApiError {
+    fn from(err: HandshakeError) -> Self {
+        Self::new(err.code, err)
     }
 }
 

@@ -1,4 +1,7 @@
-//! `GET /ws`: the handshake, after which the socket leaves the HTTP stack.
+//! The WebSocket handshake, after which the socket is detached from the HTTP stack.
+//!
+//! One handler serves every [`WebSocketWire`]: the path and the subprotocol select the wire, the wire
+//! begins the conversation.
 
 use std::sync::Arc;
 
@@ -15,57 +18,68 @@ use super::{AppState, detach::DetachableSocket, error::ApiError};
 use crate::{
     connection::{Accepted, Connection},
     protocol::ErrorCode,
+    wire::{Handshake, Opening, WEBSOCKETS, WebSocketWire},
 };
 
-/// The subprotocol; a client that names others only is refused, one that names none is served.
-const SUBPROTOCOL: &str = "crossfade.v1";
+/// The paths that wires upgrade at, each once.
+pub(super) fn paths() -> Vec<&'static str> {
+    let mut paths: Vec<_> = WEBSOCKETS.iter().map(|wire| wire.path()).collect();
+    paths.dedup();
+    paths
+}
 
 pub(super) async fn open(
     State(app): State<AppState>,
-    Extension(lend): Extension<DetachableSocket>,
+    Extension(detachable): Extension<DetachableSocket>,
+    path: &'static str,
     mut request: Request,
 ) -> Result<Response, ApiError> {
-    let (accept, subprotocol) = shake(request.method(), request.headers())?;
-    let admission = match app.admit(&request, app.shows_pass(request.headers())) {
-        Ok(admission) => admission,
+    let accept_key = check_handshake(request.method(), request.headers())?;
+    let (wire, offered) = choose_wire(path, request.headers())?;
+    let subscriptions = app.connections.limits.subscriptions;
+    let (uri, headers) = (request.uri(), request.headers());
+    let conversation = wire.open(Handshake { uri, headers, subscriptions })?;
+    let permit = match app.admit(&request, app.shows_pass(request.headers())) {
+        Ok(permit) => Box::new(permit),
         Err(refusal) => return Ok(refusal.into_response()),
     };
-    // A browser is not shown why a handshake failed: it is told over the WebSocket.
+    // A browser does not show a page why a handshake failed: the reason goes over the WebSocket.
     let identity = app.client(request.headers(), request.uri()).await;
-    let arrival = Accepted { identity, admission: Box::new(admission) };
+    let accepted = Accepted { identity, permit };
     let upgrade = hyper::upgrade::on(&mut request);
     let (stage, connections) = (app.client_tasks.clone(), Arc::clone(&app.connections));
     app.client_tasks.spawn_client(Box::pin(async move {
         let Ok(upgraded) = upgrade.await else { return };
         // Bytes that came right behind the handshake belong to the first frame.
         let Ok(parts) = downcast::<TokioIo<DetachableSocket>>(upgraded) else { return };
-        let Some(socket) = lend.take(&stage) else { return };
-        let (connection, first) =
-            Connection::websocket(connections, socket, &parts.read_buf, arrival);
+        let Some(socket) = detachable.take(&stage) else { return };
+        let from = (socket, &*parts.read_buf);
+        let connection =
+            Connection::open(connections, from, conversation, Opening::Connect, accepted);
         drop(parts);
-        // Its own task, so that nothing of the handshake stays with the client.
+        // In a task of its own, so that nothing of the handshake stays with the client.
         stage.spawn_client(async move {
-            connection.run(first).await;
+            connection.run().await;
         });
     }));
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    if subprotocol {
-        let value = HeaderValue::from_static(SUBPROTOCOL);
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept_key);
+    if offered {
+        let value = HeaderValue::from_static(wire.subprotocol());
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
     }
     Ok(response)
 }
 
-/// Checks a handshake. The accept key, and whether the client asked for the subprotocol.
-fn shake(method: &Method, headers: &HeaderMap) -> Result<(HeaderValue, bool), ApiError> {
+/// Checks the RFC 6455 handshake. Returns the accept key.
+fn check_handshake(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, ApiError> {
     let refused = |message: &str| Err(ApiError::new(ErrorCode::Malformed, message));
     if *method != Method::GET
-        || !names(headers, header::CONNECTION, "upgrade")
-        || !names(headers, header::UPGRADE, "websocket")
+        || !lists(headers, header::CONNECTION, "upgrade")
+        || !lists(headers, header::UPGRADE, "websocket")
     {
         return refused(
             "this address speaks WebSocket: send Connection: Upgrade, Upgrade: websocket",
@@ -77,21 +91,35 @@ fn shake(method: &Method, headers: &HeaderMap) -> Result<(HeaderValue, bool), Ap
     let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY) else {
         return refused("Sec-WebSocket-Key is missing");
     };
-    let asked = headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL);
-    let ours = names(headers, header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
-    if asked && !ours {
-        return refused("the only subprotocol spoken here is crossfade.v1");
-    }
     let mut digest = Sha1::new();
     digest.update(key.as_bytes());
     digest.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    let accept = BASE64_STANDARD.encode(digest.finalize());
-    let accept = HeaderValue::from_str(&accept);
-    Ok((accept.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?, ours))
+    let accept_key = BASE64_STANDARD.encode(digest.finalize());
+    HeaderValue::from_str(&accept_key).map_err(|err| ApiError::new(ErrorCode::Malformed, err))
+}
+
+/// The wire of a path whose subprotocol the client offers, and whether it offered any: one that offers
+/// none gets the first.
+fn choose_wire(
+    path: &str,
+    headers: &HeaderMap,
+) -> Result<(&'static dyn WebSocketWire, bool), ApiError> {
+    let offered = headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL);
+    let mut wires = WEBSOCKETS.iter().copied().filter(|wire| wire.path() == path);
+    let wire = wires.clone().find(|wire| {
+        !offered || lists(headers, header::SEC_WEBSOCKET_PROTOCOL, wire.subprotocol())
+    });
+    let Some(wire) = wire else {
+        let known: Vec<_> = wires.by_ref().map(|wire| wire.subprotocol()).collect();
+        let message =
+            format!("{path} has the subprotocol {}: offer it or none", known.join(" or "));
+        return Err(ApiError::new(ErrorCode::Malformed, message));
+    };
+    Ok((wire, offered))
 }
 
 /// Whether a header's comma-separated list has a word.
-fn names(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {
+fn lists(headers: &HeaderMap, name: header::HeaderName, word: &str) -> bool {
     headers
         .get_all(name)
         .iter()
@@ -112,14 +140,21 @@ mod tests {
             ("upgrade", "websocket"),
             ("sec-websocket-version", "13"),
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-            ("sec-websocket-protocol", "other, crossfade.v1"),
         ] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        let (accept, subprotocol) = shake(&Method::GET, &headers).unwrap();
-        assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        assert!(subprotocol);
+        let accept_key = check_handshake(&Method::GET, &headers).unwrap();
+        assert_eq!(accept_key, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn the_subprotocol_selects_the_wire() {
+        let mut headers = HeaderMap::new();
+        let (wire, offered) = choose_wire("/ws", &headers).unwrap();
+        assert_eq!((wire.subprotocol(), offered), ("crossfade.v1", false));
+        headers.insert("sec-websocket-protocol", HeaderValue::from_static("other, crossfade.v1"));
+        assert!(choose_wire("/ws", &headers).unwrap().1);
         headers.insert("sec-websocket-protocol", HeaderValue::from_static("graphql-ws"));
-        assert!(shake(&Method::GET, &headers).is_err());
+        assert!(choose_wire("/ws", &headers).is_err());
     }
 }

@@ -9,12 +9,7 @@
 
 mod reader_blocks;
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -25,7 +20,8 @@ use self::reader_blocks::ReaderBlocks;
 pub use self::reader_blocks::{BLOCK_SIZE, ReaderBlock};
 use crate::{
     broker::Slice,
-    protocol::{Channel, Epoch, Event, Position, WireFormat, codec::Encoded},
+    protocol::{Channel, Epoch, Event, Position},
+    wire::{Encoded, PerFormat, WireFormat},
 };
 
 /// Somebody who reads logs: a client's connection.
@@ -64,7 +60,7 @@ pub struct LogEntry {
     event: Event,
     /// Delivered before under another offset: it keeps its place and is not shown.
     repeat: bool,
-    frames: [OnceLock<Encoded>; WireFormat::COUNT],
+    frames: PerFormat<Encoded>,
 }
 
 impl LogEntry {
@@ -75,8 +71,8 @@ impl LogEntry {
 
     /// The entry as a frame, made by the first reader of that format.
     pub fn frame(&self, format: WireFormat) -> &Encoded {
-        self.frames[format as usize]
-            .get_or_init(|| Encoded::event(&self.channel, self.position, &self.event, format))
+        self.frames
+            .get_or_init(format, || format.codec.event(&self.channel, self.position, &self.event))
     }
 
     /// What happened.
@@ -106,7 +102,7 @@ impl fmt::Debug for LogEntry {
 pub struct Batch {
     /// The entries, at least one.
     pub entries: SmallVec<[Arc<LogEntry>; 4]>,
-    joined: [OnceLock<Bytes>; WireFormat::COUNT],
+    joined: PerFormat<Bytes>,
 }
 
 impl Batch {
@@ -132,7 +128,7 @@ impl Batch {
 
     /// All frames in one piece, put together once for all readers.
     pub fn joined(&self, format: WireFormat) -> &Bytes {
-        self.joined[format as usize].get_or_init(|| match self.entries.as_slice() {
+        self.joined.get_or_init(format, || match self.entries.as_slice() {
             [only] if only.is_shown() => only.frame(format).bytes.clone(),
             entries => {
                 let mut all = BytesMut::new();

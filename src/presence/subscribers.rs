@@ -4,19 +4,14 @@
 //! what will be told next add up to the roster at any moment: who comes new is shown what the others
 //! were told so far, and then hears what they hear. Nothing here waits or knows a socket.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 use slab::Slab;
 
 use super::{Change, Roster};
-use crate::protocol::{
-    Channel, Left, Member, MemberId, PresenceFrame, ServerFrame, WireFormat, codec,
-};
+use crate::protocol::{Channel, Left, Member, MemberId, PresenceFrame, ServerFrame};
+use crate::wire::{PerFormat, WireFormat};
 
 /// Somebody who looks on: a client's connection.
 pub trait PresenceSubscriber: Send + Sync {
@@ -31,7 +26,7 @@ pub struct PresenceDiff {
     pub number: u64,
     /// What is told.
     pub frame: ServerFrame,
-    encoded: [OnceLock<Bytes>; WireFormat::COUNT],
+    encoded: PerFormat<Bytes>,
 }
 
 impl PresenceDiff {
@@ -42,7 +37,7 @@ impl PresenceDiff {
 
     /// As it goes out.
     pub fn encoded(&self, format: WireFormat) -> &Bytes {
-        self.encoded[format as usize].get_or_init(|| codec::control(&self.frame, format, None))
+        self.encoded.get_or_init(format, || format.codec.frame(&self.frame))
     }
 }
 

@@ -316,7 +316,10 @@ fn read_frame(text: &str, name: Option<&str>) -> Piece {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Data, Event, WireFormat, codec::Encoded, rfc6455};
+    use crate::{
+        protocol::{Data, Event, rfc6455},
+        wire::{WireFormat, sse, websocket},
+    };
 
     #[test]
     fn both_sides_say_the_same_of_an_event() {
@@ -328,10 +331,10 @@ mod tests {
                 time: 1_763_692_800_000,
             };
             let (channel, position) = ("a".parse().unwrap(), Position::new(Epoch::new(35), 18));
-            let encoded = |format| Encoded::event(&channel, position, &event, format).bytes;
-            let block = encoded(WireFormat::Sse);
+            let encoded = |format: WireFormat| format.codec.event(&channel, position, &event).bytes;
+            let block = encoded(sse::ENVELOPE);
             let block = std::str::from_utf8(&block).unwrap().trim_end();
-            let framed = encoded(WireFormat::WebSocket);
+            let framed = encoded(websocket::TEXT);
             let from = framed.iter().position(|byte| *byte == b'{').unwrap();
             let frame = std::str::from_utf8(&framed[from..]).unwrap();
             assert_eq!(rfc6455::text(frame), framed);

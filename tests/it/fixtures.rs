@@ -2,12 +2,16 @@
 
 use std::{fs, sync::Arc};
 
-use crossfade::protocol::{
-    Channel, ClientFrame, CloseCode, Data, ErrorCode, Event, Left, Member, MemberId, Position,
-    Positions, PresenceFrame, ServerFrame, SessionId, WireFormat,
-    channel::CHANNEL_LEN_MAX,
-    codec::{Encoded, control},
-    frame::{Page, PageEvent, ResetReason},
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use crossfade::{
+    protocol::{
+        Channel, ClientFrame, CloseCode, Data, ErrorCode, Event, Left, Member, MemberId, Position,
+        Positions, PresenceFrame, ServerFrame, SessionId,
+        channel::CHANNEL_LEN_MAX,
+        frame::{Page, PageEvent, ResetReason},
+    },
+    wire::{Handshake, StreamWire as _, WireFormat, sse, websocket},
 };
 use serde_json::{Map, Value, json};
 
@@ -98,12 +102,18 @@ fn written(name: &str) -> (Value, String) {
         "event unnamed" => event(None, "null"),
         _ => {
             let frame = frame(name);
-            let place = Positions::One("k3f9-17".parse().unwrap());
-            let places = matches!(name, "welcome" | "reset").then_some(&place);
-            let sse = control(&frame, WireFormat::Sse, places);
-            (serde_json::to_value(&frame).unwrap(), text(&sse))
+            (serde_json::to_value(&frame).unwrap(), text(&sse_reply(&frame)))
         }
     }
+}
+
+/// A frame as a stream that stands at one position carries it.
+fn sse_reply(frame: &ServerFrame) -> Bytes {
+    let (uri, headers) = ("/events?channel=a".parse().unwrap(), HeaderMap::new());
+    let request = Handshake { uri: &uri, headers: &headers, subscriptions: 1 };
+    let (mut conversation, _) = sse::Crossfade.open(request).unwrap();
+    let positions = || Positions::One("k3f9-17".parse().unwrap());
+    conversation.replies.frame(frame, &positions)
 }
 
 fn event(name: Option<&str>, data: &str) -> (Value, String) {
@@ -114,10 +124,11 @@ fn event(name: Option<&str>, data: &str) -> (Value, String) {
         time: TIME,
     };
     let channel = "orders:42".parse().unwrap();
-    let written = |format| Encoded::event(&channel, "k3f9-18".parse().unwrap(), &event, format);
-    let websocket = text(&written(WireFormat::WebSocket).bytes[2..]);
+    let written =
+        |format: WireFormat| format.codec.event(&channel, "k3f9-18".parse().unwrap(), &event).bytes;
+    let websocket = text(&written(websocket::TEXT)[2..]);
     let json = &websocket[websocket.find('{').unwrap()..];
-    (serde_json::from_str(json).unwrap(), text(&written(WireFormat::Sse).bytes))
+    (serde_json::from_str(json).unwrap(), text(&written(sse::ENVELOPE)))
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::{Data, Epoch};
+use crate::{
+    protocol::{Data, Epoch},
+    wire::sse,
+};
 
 const EPOCH: u64 = 35;
 
@@ -239,7 +242,7 @@ fn a_message_under_a_second_offset_keeps_its_place_and_is_not_shown() {
     assert_eq!(log.ingest(at(2), event(1), |_| true), Next::FanOut);
     let batch = log.next_batch().unwrap();
     assert_eq!((batch.ends_at(), batch.shown()), (at(2), 0));
-    assert!(batch.joined(WireFormat::Sse).is_empty());
+    assert!(batch.joined(sse::ENVELOPE).is_empty());
 }
 
 #[test]

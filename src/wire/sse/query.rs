@@ -1,0 +1,125 @@
+//! Reads what a stream is asked for: the query of `GET /events` and `Last-Event-ID`.
+
+use std::collections::HashSet;
+
+use crate::{
+    protocol::{Channel, ErrorCode, Positions, frame::About},
+    wire::{
+        Handshake, HandshakeError, StreamRequest, WireFormat,
+        sse::{ENVELOPE, FRAMES, RAW},
+    },
+};
+
+/// Reads `channel=` (repeated), `since=` or `Last-Event-ID`, `session=`, `presence=1`, `overlap=1`,
+/// `client=`, `unit=` and `format=raw` or `frames`. Unknown keys are ignored: `EventSource`
+/// polyfills add their own.
+///
+/// # Errors
+/// When a value is not valid, no channel is named, or too many are.
+pub(super) fn parse(request: Handshake<'_>) -> Result<(WireFormat, StreamRequest), HandshakeError> {
+    let query = request.uri.query().unwrap_or_default();
+    let mut channels: Vec<Channel> = Vec::new();
+    let (mut since, mut session, mut format) = (None, None, ENVELOPE);
+    let (mut presence, mut overlap) = (false, false);
+    let (mut client, mut unit) = (None, None);
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*key {
+            "channel" => channels.push(valid(ErrorCode::ChannelInvalid, value.parse())?),
+            "since" => since = Some(valid(ErrorCode::PositionInvalid, value.parse())?),
+            "session" => session = Some(valid(ErrorCode::SessionUnknown, value.parse())?),
+            "presence" => presence = value == "1",
+            "overlap" => overlap = value == "1",
+            "client" => client = Some(value),
+            "unit" => unit = Some(value),
+            "format" => format = format_named(&value)?,
+            _ => {}
+        }
+    }
+    let mut seen = HashSet::new();
+    channels.retain(|channel| seen.insert(channel.clone()));
+    if channels.is_empty() {
+        let message = "name at least one channel: /events?channel=news";
+        return Err(HandshakeError::new(ErrorCode::ChannelInvalid, message));
+    }
+    let max = request.subscriptions;
+    if max < channels.len() {
+        let message = format!("a stream may have {max} channels (limits.subscriptions)");
+        return Err(HandshakeError::new(ErrorCode::TooMany, message));
+    }
+    // What the browser remembers is newer than what the page's address says.
+    if let Some(last) = request.headers.get("last-event-id").filter(|last| !last.is_empty()) {
+        let last = last.to_str().unwrap_or_default();
+        since = Some(valid(ErrorCode::PositionInvalid, last.parse::<Positions>())?);
+    }
+    if matches!(since, Some(Positions::One(_))) && channels.len() != 1 {
+        let message = "a bare position is for a stream of one channel: \
+                       write CHANNEL~POSITION,CHANNEL~POSITION";
+        return Err(HandshakeError::new(ErrorCode::PositionInvalid, message));
+    }
+    let with_position = |channel: Channel| {
+        let position = since.as_ref().and_then(|since| since.of(&channel));
+        (channel, position)
+    };
+    let channels = channels.into_iter().map(with_position).collect();
+    let about = About::new(client.as_deref(), unit.as_deref());
+    Ok((format, StreamRequest { session, channels, presence, overlap, about }))
+}
+
+fn format_named(name: &str) -> Result<WireFormat, HandshakeError> {
+    match name {
+        "raw" => Ok(RAW),
+        "frames" => Ok(FRAMES),
+        other => {
+            let message = format!("format={other}: use raw or frames, or leave it out");
+            Err(HandshakeError::new(ErrorCode::Malformed, message))
+        }
+    }
+}
+
+fn valid<T, E: ToString>(code: ErrorCode, parsed: Result<T, E>) -> Result<T, HandshakeError> {
+    parsed.map_err(|err| HandshakeError::new(code, err))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderMap, HeaderValue, Uri};
+
+    use super::*;
+
+    fn parsed(query: &str, last_event_id: &str) -> Result<(WireFormat, StreamRequest), ErrorCode> {
+        let mut headers = HeaderMap::new();
+        headers.insert("last-event-id", HeaderValue::from_str(last_event_id).unwrap());
+        let uri: Uri = format!("/events?{query}").parse().unwrap();
+        let request = Handshake { uri: &uri, headers: &headers, subscriptions: 2 };
+        parse(request).map_err(|err| err.code)
+    }
+
+    fn offsets(query: &str, last_event_id: &str) -> Vec<Option<u64>> {
+        let (_, stream) = parsed(query, last_event_id).unwrap();
+        stream.channels.iter().map(|(_, since)| since.map(|since| since.offset)).collect()
+    }
+
+    #[test]
+    fn each_channel_gets_its_own_position() {
+        let query = "channel=a&channel=b&since=a~z-1,b~z-2&format=raw";
+        assert_eq!(offsets(query, ""), [Some(1), Some(2)]);
+        assert_eq!(parsed(query, "").unwrap().0, RAW);
+    }
+
+    #[test]
+    fn last_event_id_overrides_since() {
+        assert_eq!(offsets("channel=a&since=z-1", "z-7"), [Some(7)]);
+    }
+
+    #[test]
+    fn an_invalid_query_is_refused_with_its_code() {
+        assert_eq!(parsed("", "").unwrap_err(), ErrorCode::ChannelInvalid);
+        assert_eq!(parsed("channel=a%20b", "").unwrap_err(), ErrorCode::ChannelInvalid);
+        assert_eq!(parsed("channel=a&since=7", "").unwrap_err(), ErrorCode::PositionInvalid);
+        assert_eq!(parsed("channel=a&channel=b", "z-7").unwrap_err(), ErrorCode::PositionInvalid);
+        assert_eq!(parsed("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
+        assert_eq!(parsed("channel=a&format=frames", "").unwrap().0, FRAMES);
+        assert_eq!(parsed("channel=a&channel=b&channel=c", "").unwrap_err(), ErrorCode::TooMany);
+        assert!(parsed("channel=a&channel=a&channel=b", "").is_ok());
+    }
+}
