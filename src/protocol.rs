@@ -1,12 +1,12 @@
-//! The words that clients, publishers and nodes use, and how they are written on the wire.
+//! The vocabulary of clients, publishers and nodes: names, positions, events, frames and codes.
 //!
-//! This is the ground floor: it imports nothing of ours and knows no socket, no clock and no
-//! broker. A value of one of these types is valid; whoever holds a [`Channel`] need not check it.
+//! The lowest layer: it imports no other module and knows no socket, clock or broker. A value of one
+//! of these types is valid; whoever holds a [`Channel`] need not check it.
 //!
-//! In reading order: [`channel`], [`id`] and [`position`] name things, [`event`] is what travels,
-//! [`presence`] who is there,
-//! [`code`] and [`frame`] are what the two sides say, [`codec`] turns both into bytes, and
-//! [`rfc6455`] wraps bytes into WebSocket frames and back. The reference is protocol/PROTOCOL.md.
+//! In reading order: [`channel`], [`id`] and [`position`] name things, [`event`] is what is published,
+//! [`presence`] describes members, [`code`] and [`frame`] are what clients and the gateway exchange,
+//! and [`rfc6455`] is WebSocket framing. How frames are written is [`wire`](crate::wire)'s business.
+//! The reference is protocol/PROTOCOL.md.
 
 pub mod channel;
 pub mod code;

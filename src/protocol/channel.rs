@@ -1,4 +1,4 @@
-//! The name of a channel. A `Channel` that exists is valid; nobody checks it again.
+//! Channel names. A `Channel` that exists is valid: it is checked once, where it is parsed.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -19,10 +19,10 @@ pub struct Channel(Arc<str>);
 pub const RESERVED_NAMESPACE: &str = "crossfade";
 
 impl Channel {
-    /// A channel as a broker has it: also one of the gateway's own.
+    /// Parses a name that a broker stored, which may be one of the gateway's own channels.
     ///
     /// # Errors
-    /// When it is no channel name.
+    /// When the name is not valid.
     pub fn stored(raw: &str) -> Result<Self, ChannelError> {
         if raw.is_empty() {
             return Err(ChannelError::Empty);
@@ -36,7 +36,7 @@ impl Channel {
         }
     }
 
-    /// Whether it is one of the gateway's own.
+    /// Whether it is one of the gateway's own channels.
     pub fn is_reserved(&self) -> bool {
         self.namespace() == RESERVED_NAMESPACE
     }
@@ -46,7 +46,7 @@ impl Channel {
         &self.0
     }
 
-    /// The part before the first `:`, which picks the channel's settings.
+    /// The part before the first `:`, which selects the channel's settings.
     pub fn namespace(&self) -> &str {
         self.0.split_once(':').map_or(DEFAULT_NAMESPACE, |(namespace, _)| namespace)
     }
@@ -61,10 +61,10 @@ impl FromStr for Channel {
     }
 }
 
-/// Why a text is no channel name.
+/// Why a channel name is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
-    /// Nothing there.
+    /// The name is empty.
     #[error("a channel name has at least one character")]
     Empty,
     /// Longer than [`CHANNEL_LEN_MAX`].
@@ -73,8 +73,8 @@ pub enum ChannelError {
         /// Its length in bytes.
         len: usize,
     },
-    /// In the namespace of the gateway's own.
-    #[error("the namespace {RESERVED_NAMESPACE} is the gateway's own: choose another")]
+    /// The name is in the gateway's own namespace.
+    #[error("the namespace {RESERVED_NAMESPACE} is reserved for the gateway: choose another")]
     Reserved,
     /// A character outside the alphabet.
     #[error("{found:?} may not be in a channel name, only A-Z a-z 0-9 _ - . : / @ # =")]
@@ -97,7 +97,7 @@ impl fmt::Debug for Channel {
 }
 
 impl<'de> Deserialize<'de> for Channel {
-    /// Nodes and brokers pass channels on this way; what clients name is parsed.
+    /// For names that nodes and brokers pass on; names from clients are parsed.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::stored(&String::deserialize(deserializer)?).map_err(de::Error::custom)
     }

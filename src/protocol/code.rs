@@ -1,5 +1,5 @@
-//! The catalogue of what a client can be told went wrong: a code for a request, a code for a close.
-//! Part of the protocol; the table in protocol/PROTOCOL.md is checked against it by a test.
+//! Error codes of requests and close codes of connections. Part of the protocol: a test compares the
+//! tables of protocol/PROTOCOL.md with them.
 
 use serde::Serialize;
 
@@ -7,62 +7,62 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The body or frame is not the JSON it has to be, or a field is missing.
+    /// The body or frame is not the JSON that is required, or a field is missing.
     Malformed,
-    /// The frame's `type` is none of ours.
+    /// The frame's `type` is not known.
     UnknownType,
-    /// No valid channel name.
+    /// The channel name is not valid.
     ChannelInvalid,
-    /// No valid `since` or `Last-Event-ID`.
+    /// `since` or `Last-Event-ID` is not valid.
     PositionInvalid,
-    /// No valid message id.
+    /// The message id is not valid.
     IdInvalid,
-    /// No valid or an already taken event name.
+    /// The event name is not valid, or reserved.
     NameInvalid,
-    /// No valid session id, or none of this node's.
+    /// The session id is not valid, or no node has the session.
     SessionUnknown,
-    /// No token or key where one is needed, or one that does not count.
+    /// A token or key is missing or not valid.
     Unauthorised,
     /// The token has expired.
     TokenExpired,
-    /// Known, and not allowed.
+    /// The identity is known and has no permission.
     Forbidden,
-    /// Subscribed to that channel already.
+    /// The session is subscribed to that channel already.
     AlreadySubscribed,
-    /// Not subscribed to that channel.
+    /// The session is not subscribed to that channel.
     NotSubscribed,
-    /// More than may be for now: subscriptions, clients, frames a second.
+    /// A limit is reached for now: subscriptions, clients, frames or publishes a second.
     LimitExceeded,
-    /// More channels, events or frames in one request than may ever be.
+    /// More channels, events or frames in one request than the configuration allows.
     TooMany,
     /// A body, frame or payload over the configured size.
     TooLarge,
-    /// No such address.
+    /// There is no such path.
     NotFound,
-    /// The address is right, the method is not.
+    /// The path exists, but not for this method.
     MethodNotAllowed,
-    /// A request's body did not come in time.
+    /// The request's body did not arrive in time.
     RequestTimeout,
-    /// The page's origin may not speak to this gateway.
+    /// The page's origin is not allowed (`server.allowed_origins`).
     OriginForbidden,
-    /// Somebody changed it since the caller looked.
+    /// The record was changed since the caller read it.
     VersionConflict,
-    /// A rollout cannot become what is asked for.
+    /// The rollout's state does not allow the change.
     RolloutRefused,
-    /// The broker cannot keep this event, now or later.
+    /// The broker can never accept this event.
     Refused,
-    /// The node has as many clients as it may.
+    /// The node has reached `server.limits.clients`.
     NodeFull,
-    /// The broker cannot take or answer it now; not known to be stored, so repeat it with the same id.
+    /// The broker is unavailable. The event may or may not be stored: publish it again with the same id.
     Unavailable,
-    /// The server behind the gateway cannot be reached, or its answer is none.
+    /// The upstream server cannot be reached, or its answer is not valid HTTP.
     BadGateway,
-    /// The server behind the gateway did not answer in time.
+    /// The upstream server did not answer in time.
     GatewayTimeout,
 }
 
 impl ErrorCode {
-    /// Each of them, for the reference table and its test.
+    /// All of them, for the reference table and its test.
     pub const ALL: [Self; 26] = [
         Self::Malformed,
         Self::UnknownType,
@@ -92,7 +92,7 @@ impl ErrorCode {
         Self::GatewayTimeout,
     ];
 
-    /// As it stands on the wire.
+    /// Its name on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -124,7 +124,7 @@ impl ErrorCode {
         }
     }
 
-    /// The HTTP status that goes with it.
+    /// Its HTTP status.
     pub const fn status(self) -> u16 {
         match self {
             Self::Malformed
@@ -150,7 +150,7 @@ impl ErrorCode {
     }
 }
 
-/// Why the gateway ends a connection: the close code of a WebSocket, the `code` of a goodbye.
+/// Why the gateway closes a connection: the close code of a WebSocket, the `code` of a goodbye.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
     /// The client closed first.
@@ -161,30 +161,30 @@ pub enum CloseCode {
     InvalidText,
     /// A frame over the configured size.
     TooBig,
-    /// A stream that may not be opened now: too many clients, or too fast.
+    /// The client is not admitted now: too many clients, or too many new ones.
     TryLater,
-    /// A frame that is not a JSON object of the protocol, or no text at all.
+    /// A frame that is not a JSON object of the protocol, or not text.
     BadFrame,
-    /// No first frame within the connect timeout.
+    /// The client did not authenticate, or sent no frame within `connection.connect_timeout`.
     Unauthorised,
     /// The token has expired.
     TokenExpired,
-    /// The node stops; another one takes over.
+    /// The node stops, or the client belongs elsewhere: reconnect.
     Draining,
-    /// The socket took nothing for longer than the configured time.
+    /// The socket accepted nothing for `connection.stall_timeout`.
     TooSlow,
-    /// More frames than the configured rate.
+    /// More frames than `limits.frames_per_second`.
     RateLimited,
-    /// The API cut the client off.
+    /// Disconnected through the API.
     Disconnected,
-    /// Another connection took the session over.
+    /// Another connection has taken the session over.
     Moved,
-    /// Nothing was heard for two heartbeats.
+    /// Nothing was received for two heartbeats.
     Silent,
 }
 
 impl CloseCode {
-    /// Each of them, for the reference table and its test.
+    /// All of them, for the reference table and its test.
     pub const ALL: [Self; 14] = [
         Self::Normal,
         Self::ProtocolError,
@@ -202,7 +202,7 @@ impl CloseCode {
         Self::Silent,
     ];
 
-    /// The number on the wire.
+    /// Its number on the wire.
     pub const fn number(self) -> u16 {
         match self {
             Self::Normal => 1000,
@@ -222,7 +222,7 @@ impl CloseCode {
         }
     }
 
-    /// The word that goes with it, in logs, metrics and close frames.
+    /// Its name in logs and close frames.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Normal => "normal",
@@ -242,7 +242,7 @@ impl CloseCode {
         }
     }
 
-    /// Whether the client should come back by itself.
+    /// Whether the client should reconnect by itself.
     pub const fn reconnect(self) -> bool {
         match self {
             Self::TryLater

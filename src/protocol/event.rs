@@ -1,4 +1,4 @@
-//! What travels: an event as its publisher drafts it, and as the log keeps it.
+//! Events: as a publisher drafts them, and as the log keeps them.
 
 use std::{fmt, sync::Arc};
 
@@ -7,22 +7,22 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{EventName, MessageId, id::TEXT_ID};
 
-/// The content of an event: any JSON, kept as the publisher's own text on a single line. It was checked
-/// when it came in, and is not checked again when it is written.
+/// The content of an event: any JSON, kept as the publisher's own text on a single line. It is checked
+/// once, when it is published, and not when it is written.
 #[derive(Clone)]
 pub struct Data(Arc<RawValue>);
 
 impl Data {
-    /// Takes a text that has to be JSON.
+    /// Parses JSON.
     ///
     /// # Errors
-    /// When it is not.
+    /// When the text is not JSON.
     pub fn json(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str::<Box<RawValue>>(text).map(Self::from)
     }
 
-    /// Takes whatever text a publisher beside the gateway left in the log: JSON as it is,
-    /// anything else as a JSON string. Every node makes the same of it.
+    /// Accepts any text that a publisher beside the gateway wrote into the log: JSON as it is, anything
+    /// else as a JSON string. Every node derives the same value.
     pub fn lenient(text: &str) -> Self {
         let quoted = || to_raw_value(text).expect("every text is a JSON string");
         Self::json(text).unwrap_or_else(|_| Self(quoted().into()))
@@ -44,7 +44,7 @@ impl From<Box<RawValue>> for Data {
     /// A line break can stand only between JSON's tokens (inside a string it is escaped), so a
     /// space in its place changes nothing and keeps an SSE `data:` line whole.
     fn from(raw: Box<RawValue>) -> Self {
-        // Not `contains`: that goes by characters, and by one at a time.
+        // Not `contains`: it decodes characters, this loop vectorises over bytes.
         let broken = |found, byte: &u8| found | matches!(byte, b'\n' | b'\r');
         if !raw.get().as_bytes().iter().fold(false, broken) {
             return Self(raw.into());
@@ -86,29 +86,29 @@ impl<'de> Deserialize<'de> for Data {
     }
 }
 
-/// The text that a publisher sent bare, if it was one: see [`TEXT_ID`].
+/// The text of an event that was published as bare text: see [`TEXT_ID`].
 pub fn bare_text(id: &MessageId, data: &Data) -> Option<String> {
     let is_text = id.as_str().starts_with(TEXT_ID);
     is_text.then(|| serde_json::from_str(data.as_str()).ok()).flatten()
 }
 
-/// An event as its publisher hands it in.
+/// An event as it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
-    /// The publisher's own, or one made by the gateway: the same id is the same event.
+    /// The publisher's own id or one made by the gateway: the same id is the same event.
     pub id: MessageId,
-    /// What kind of event it is.
+    /// The event's name.
     pub name: Option<EventName>,
     /// Its content.
     pub data: Data,
 }
 
-/// An event as the log keeps it, at an offset that stands beside it.
+/// An event as the log keeps it; its offset is kept beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The same id is the same event.
+    /// The message id: the same id is the same event.
     pub id: MessageId,
-    /// What kind of event it is.
+    /// The event's name.
     pub name: Option<EventName>,
     /// Its content.
     pub data: Data,
@@ -117,7 +117,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// What it takes to keep it, in bytes, near enough for a budget.
+    /// About how many bytes of memory it takes.
     pub fn weight(&self) -> usize {
         let name = self.name.as_ref().map_or(0, |name| name.as_str().len());
         size_of::<Self>() + self.id.as_str().len() + name + self.data.len()

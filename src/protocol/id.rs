@@ -1,4 +1,4 @@
-//! Names that are not channels: of a message, of an event's kind, of a session.
+//! Ids and names: of messages, users, events, sessions, and tokens.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -8,20 +8,20 @@ use uuid::Uuid;
 /// Longest message id and longest event name, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
 
-/// What the id of an event begins with that was taken in without an id of its own.
+/// The prefix of ids that the gateway gave to messages it ingested without an id.
 pub const MADE_ID: &str = "legacy:";
 
-/// What the id of an event begins with whose publisher sent a bare text, not JSON: its data is that
-/// text as a JSON string, and a raw stream shows it bare again.
+/// The prefix of ids of events whose publisher sent a bare text instead of JSON: their data is that text
+/// as a JSON string, and raw streams deliver it bare again.
 pub const TEXT_ID: &str = "legacy-text:";
 
-/// What makes an event the same event when it is published again: 1 to 128 bytes of visible ASCII.
+/// A message id, by which a repeated publish is recognised: 1 to 128 bytes of visible ASCII.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct MessageId(Arc<str>);
 
 impl MessageId {
-    /// A new one, for an event whose publisher gave none: a UUID that sorts by time.
+    /// A new id, for an event that was published without one: a UUID that sorts by time.
     pub fn generate() -> Self {
         let mut text = Uuid::encode_buffer();
         Self(Arc::from(&*Uuid::now_v7().hyphenated().encode_lower(&mut text)))
@@ -32,7 +32,7 @@ impl MessageId {
         &self.0
     }
 
-    /// Whether the gateway made it for a message that it took in without one.
+    /// Whether the gateway gave it to a message that it ingested without an id.
     pub fn is_made(&self) -> bool {
         self.0.starts_with(MADE_ID) || self.0.starts_with(TEXT_ID)
     }
@@ -46,7 +46,7 @@ impl FromStr for MessageId {
     }
 }
 
-/// A person or a service, as tokens name it: 1 to 128 bytes without control characters.
+/// A user, as tokens name it: 1 to 128 bytes without control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct UserId(Arc<str>);
@@ -66,7 +66,7 @@ impl FromStr for UserId {
     }
 }
 
-/// What kind of event it is (`created`); the `event:` line of an SSE stream.
+/// The name of an event, such as `created`: the `event:` line of an SSE stream.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct EventName(Arc<str>);
@@ -81,7 +81,7 @@ impl EventName {
 impl FromStr for EventName {
     type Err = NameError;
 
-    /// Refuses what an SSE stream uses for itself: `open`, `error` and `crossfade.…`.
+    /// `open`, `error` and `crossfade.…` are refused: SSE streams use them for frames.
     fn from_str(raw: &str) -> Result<Self, NameError> {
         if raw == "open" || raw == "error" || raw.starts_with("crossfade.") {
             return Err(NameError::Reserved { name: raw.to_owned() });
@@ -90,13 +90,14 @@ impl FromStr for EventName {
     }
 }
 
-/// One logical client; it stays the same over reconnects, nodes and transports.
+/// One logical client, the same over reconnects, nodes and transports. A secret: who knows it can take
+/// the session over.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(Uuid);
 
 impl SessionId {
-    /// A new one; nobody can guess it.
+    /// A new random id.
     pub fn generate() -> Self {
         Self(Uuid::new_v4())
     }
@@ -110,17 +111,17 @@ impl FromStr for SessionId {
     }
 }
 
-/// What somebody shows to say who they are. It shows itself to nobody.
+/// A bearer token. Its `Debug` form does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// Takes whatever was shown.
+    /// Takes the token's text, unchecked.
     pub fn new(shown: impl Into<String>) -> Self {
         Self(shown.into())
     }
 
-    /// What was shown.
+    /// The token's text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -140,33 +141,33 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Why a text is no id or name.
+/// Why an id or name is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Empty or longer than [`NAME_LEN_MAX`].
     #[error("the {what} has {len} bytes, it may have 1 to {NAME_LEN_MAX}")]
     Length {
-        /// Which of them.
+        /// What it should have been.
         what: &'static str,
         /// Its length in bytes.
         len: usize,
     },
-    /// A character that may not be in it.
+    /// A character that is not allowed.
     #[error("the {what} may not contain {found:?}")]
     Forbidden {
-        /// Which of them.
+        /// What it should have been.
         what: &'static str,
         /// The first such character.
         found: char,
     },
-    /// A name that an SSE stream uses for itself.
+    /// A name that SSE streams use for frames.
     #[error("the event name {name:?} is reserved: choose another than open, error and crossfade.…")]
     Reserved {
         /// That name.
         name: String,
     },
     /// Not a UUID.
-    #[error("the session id is not one that the gateway gave: it has to be a UUID")]
+    #[error("a session id is a UUID: use the one of the welcome frame")]
     NoSession,
 }
 

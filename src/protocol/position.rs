@@ -1,4 +1,4 @@
-//! Places in channels' logs: `k3f9-17` for one channel, a [`Positions`] list for a whole stream.
+//! Positions in logs: `k3f9-17` in one channel's, a [`Positions`] list for a stream of several.
 
 use std::{fmt, str::FromStr};
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Channel;
 
-/// One life of a log. It changes when the log was lost or recreated, so that a stale offset is
-/// never taken for a fresh one. Written in base 36.
+/// The epoch of a log. It changes when the log was lost or recreated, so that an offset of the old log
+/// is never taken for one of the new. Written in base 36.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(u64);
 
@@ -20,7 +20,7 @@ impl Epoch {
         Self(number % EPOCH_LIMIT)
     }
 
-    /// The number it was made of.
+    /// Its number.
     pub fn number(self) -> u64 {
         self.0
     }
@@ -58,17 +58,17 @@ impl FromStr for Epoch {
     }
 }
 
-/// A place in one channel's log: behind the event with this offset. Offset 0 is the beginning.
+/// A position in one channel's log: after the event with this offset. Offset 0 is the beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// Which life of the log.
+    /// The log's epoch.
     pub epoch: Epoch,
-    /// The last event that lies before this place: 1, 2, 3 … without holes.
+    /// The offset of the last event before this position: 1, 2, 3 … without gaps.
     pub offset: u64,
 }
 
 impl Position {
-    /// The place behind the event `offset` of the log's life `epoch`.
+    /// The position after the event `offset` of the log with this epoch.
     pub fn new(epoch: Epoch, offset: u64) -> Self {
         Self { epoch, offset }
     }
@@ -98,9 +98,9 @@ impl FromStr for Position {
     }
 }
 
-/// The text is no position.
+/// Why a position is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a position reads EPOCH-OFFSET, such as k3f9-17: give back one that the gateway sent")]
+#[error("a position is EPOCH-OFFSET, such as k3f9-17: use one that the gateway sent")]
 pub struct PositionError;
 
 impl Serialize for Position {
@@ -115,21 +115,21 @@ impl<'de> Deserialize<'de> for Position {
     }
 }
 
-/// Where a stream of several channels stands: the `id:` of its events, the browser's
+/// The positions of a stream in its channels: the `id:` of its events, and so the browser's
 /// `Last-Event-ID`.
 ///
 /// A stream of one channel writes the bare position (`k3f9-17`), one of several writes
 /// `orders:42~k3f9-17,news~ab12-4`; neither `~` nor `,` can be in a channel name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// Of the stream's only channel.
+    /// The position in the stream's only channel.
     One(Position),
-    /// Of each channel, by name.
+    /// The position in each channel.
     Many(Vec<(Channel, Position)>),
 }
 
 impl Positions {
-    /// Where the stream stands in `channel`, if the list tells.
+    /// The position in `channel`, if the list has one.
     pub fn of(&self, channel: &Channel) -> Option<Position> {
         match self {
             Self::One(position) => Some(*position),

@@ -1,4 +1,4 @@
-//! Who is in a channel, as everybody is told: a member, and news of members.
+//! Presence on the wire: members of a channel, and snapshots and diffs of them.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -7,14 +7,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Data, SessionId, UserId};
 
-/// A session's public name: who sees it cannot take the session over.
+/// A session's public id: it is derived from the session and does not reveal it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberId([u8; Self::LEN]);
 
 impl MemberId {
     const LEN: usize = 10;
 
-    /// That of a session.
+    /// The public id of a session.
     pub fn of(session: SessionId) -> Self {
         let digest = Sha256::digest(format!("crossfade member {session}"));
         let mut id = [0; Self::LEN];
@@ -50,9 +50,9 @@ impl FromStr for MemberId {
     }
 }
 
-/// A text that names no member.
+/// Why a member id is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a member's session is named by 20 hexadecimal digits")]
+#[error("a member id is 20 hexadecimal digits")]
 pub struct NoMember;
 
 impl Serialize for MemberId {
@@ -67,54 +67,54 @@ impl<'de> Deserialize<'de> for MemberId {
     }
 }
 
-/// A session that shows itself in a channel.
+/// A member of a channel's presence: one session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its public name.
+    /// The session's public id.
     pub session: MemberId,
-    /// Whose it is.
+    /// The session's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserId>,
-    /// What the user's token says about it.
+    /// The `info` claim of the user's token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info: Option<Data>,
-    /// What the session says of itself.
+    /// The state that the session published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<Data>,
-    /// Since when it is there, in milliseconds since 1970.
+    /// When it joined, in milliseconds since 1970.
     pub since: u64,
 }
 
 impl Member {
-    /// Whether somebody who sees the one need not be told of the other.
+    /// Whether subscribers see no difference between the two.
     pub fn looks_like(&self, other: &Self) -> bool {
         self.user == other.user && self.info == other.info && self.state == other.state
     }
 }
 
-/// What is told of a channel's members.
+/// A snapshot of a channel's members, or a diff.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PresenceFrame {
-    /// All of them: what was known before is void.
+    /// A snapshot: it replaces what was known before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub members: Option<Vec<Arc<Member>>>,
-    /// Who came.
+    /// Members that joined.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub joined: Vec<Arc<Member>>,
-    /// Who changed.
+    /// Members whose state changed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub updated: Vec<Arc<Member>>,
-    /// Who went.
+    /// Members that left.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<Left>,
-    /// How many there are now.
+    /// The number of members now.
     pub count: usize,
 }
 
-/// A member that went.
+/// A member that left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Left {
-    /// Its public name.
+    /// The session's public id.
     pub session: MemberId,
 }
 

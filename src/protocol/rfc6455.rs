@@ -1,8 +1,8 @@
 //! WebSocket framing, server side: pure functions of bytes, no socket.
 //!
-//! Writing is a header in front of a payload. Reading is where the rules are: masks, fragments,
-//! control frames in between, UTF-8, sizes. An idle [`Decoder`] holds no buffer, which is why this
-//! is ours: the crates for it hold 8 to 130 KB per connection.
+//! Writing puts a header in front of a payload. Reading checks masks, fragments, interleaved control
+//! frames, UTF-8 and sizes. An idle [`Decoder`] holds no buffer: that is why no crate is used, those
+//! measured hold 8 to 130 KB per connection.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -46,27 +46,27 @@ fn frame(opcode: u8, payload: &[u8]) -> Bytes {
 /// What a client sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// A whole text, put together from its fragments.
+    /// A whole text message, joined from its fragments.
     Text(String),
-    /// Wants a pong with the same payload.
+    /// A ping: it is answered with the same payload.
     Ping(Vec<u8>),
-    /// Answers a ping of ours, or nothing.
+    /// A pong, solicited or not.
     Pong,
     /// The client closes.
     Close,
 }
 
-/// Reads what a client sends, in whatever pieces it arrives.
+/// Decodes what a client sends, in whatever pieces it arrives.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Bytes of a frame that is not complete yet.
+    /// Bytes of an incomplete frame.
     partial: Vec<u8>,
-    /// Payload of a text whose last fragment is not here yet.
+    /// Payload of a text whose last fragment has not arrived.
     fragments: Option<Vec<u8>>,
 }
 
 impl Decoder {
-    /// Takes the next bytes and adds the messages they complete to `out`.
+    /// Decodes the next bytes and appends the messages that they complete to `out`.
     ///
     /// # Errors
     /// With the code to close with. What was complete before the mistake is in `out`.
@@ -99,7 +99,7 @@ impl Decoder {
     ) -> Result<usize, CloseCode> {
         let mut used = 0;
         while let Some(head) = Head::read(&bytes[used..])? {
-            // A control frame in between adds nothing to the text.
+            // An interleaved control frame does not count against the text's size.
             let gathered = self.fragments.as_ref().filter(|_| head.opcode & 0x8 == 0);
             let gathered = gathered.map_or(0, Vec::len);
             if payload_max < head.payload.saturating_add(gathered) {
@@ -152,7 +152,7 @@ fn control(opcode: u8, payload: Vec<u8>) -> Result<Message, CloseCode> {
                 if std::str::from_utf8(reason).is_err() {
                     return Err(CloseCode::InvalidText);
                 }
-                // RFC 6455, 7.4: what may stand on the wire.
+                // RFC 6455, 7.4: the codes that may be sent.
                 match u16::from_be_bytes([*high, *low]) {
                     1000..=1003 | 1007..=1014 | 3000..=4999 => Ok(Message::Close),
                     _ => Err(CloseCode::ProtocolError),
