@@ -178,6 +178,14 @@ impl Flag {
         })
     }
 
+    /// Counts a change: a new version, made now by this actor.
+    pub fn mark_changed(&mut self, now: u64, by: &str) {
+        self.version += 1;
+        // A clock that is behind must not make the newer version look older.
+        self.changed_at = now.max(self.changed_at + 1);
+        by.clone_into(&mut self.changed_by);
+    }
+
     /// The share of eligible users that belongs on the new side as it stands now.
     pub fn effective(&self) -> Percentage {
         if self.enabled { self.course.percentage } else { Percentage::ZERO }

@@ -281,7 +281,10 @@ impl RolloutRegistry {
             let component = component.clone();
             return Err(ChangeError::Version { component, expected, found });
         }
-        let (flag, acts) = known.flag.after(change, &by.reason, lifecycle::unix_ms())?;
+        let now = lifecycle::unix_ms();
+        let (mut flag, acts) = known.flag.after(change, &by.reason, now)?;
+        // As it will be saved: clients that connected before the stop are told apart by its time.
+        flag.mark_changed(now, &by.name);
         let now = Arc::new(RolloutRecord { flag, stored: known.stored, unsaved: true });
         self.unsaved
             .lock()
@@ -422,10 +425,7 @@ impl RolloutRegistry {
             // A look at which nothing happened but time is nobody's news.
             let news = !acts.is_empty() || !matches!(change, Change::Look(_));
             if news {
-                after.version += 1;
-                // A clock that is behind must not make the newer look older.
-                after.changed_at = now.max(before.changed_at + 1);
-                after.changed_by.clone_from(&by.name);
+                after.mark_changed(now, &by.name);
             }
             let note = news.then(|| entry(change, by, (&before, &after, &acts), figures.clone()));
             let value = serde_json::to_string(&after).map_err(|err| Refused(err.to_string()))?;
@@ -517,7 +517,9 @@ impl RolloutRegistry {
         self.known.send_if_modified(|known| {
             for (component, shown) in &known.by_component {
                 let read = flags.by_component.get(component);
-                if shown.unsaved || read.is_none_or(|read| shown.is_newer_than(read)) {
+                // A stop that another one overtook is owed no longer.
+                let owed = shown.unsaved && self.unsaved.lock().contains_key(component);
+                if owed || read.is_none_or(|read| shown.is_newer_than(read)) {
                     flags.by_component.insert(component.clone(), Arc::clone(shown));
                 }
             }

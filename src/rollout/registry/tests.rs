@@ -174,3 +174,22 @@ async fn a_store_that_went_back_is_not_believed() {
     registry.look().await;
     assert_eq!(registry.kept(&component).await.course.status, Status::RolledBack);
 }
+
+#[tokio::test]
+async fn a_stop_has_its_own_version_and_time_before_it_is_saved() {
+    let (store, registry, component) = begun().await;
+    let before = registry.now().get(TRANSPORT).unwrap().flag.clone();
+    let by = Actor { name: "operator".to_owned(), ..Actor::default() };
+    store.is_away(true);
+    let stop = Change::EmergencyStop(Stop::Hard);
+    let unsaved = registry.change(&component, &stop, None, &by).await.unwrap().now;
+    assert!(unsaved.unsaved);
+    assert_eq!(unsaved.flag.version, before.version + 1);
+    assert!(before.changed_at < unsaved.flag.changed_at);
+    assert_eq!(unsaved.flag.changed_by, "operator");
+    store.is_away(false);
+    registry.look().await;
+    let saved = Arc::clone(registry.now().get(TRANSPORT).unwrap());
+    assert!(!saved.unsaved);
+    assert_eq!(saved.flag.version, unsaved.flag.version);
+}

@@ -174,6 +174,22 @@ async fn stops_go_from_soft_to_hard() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hard_stop_closes_connections_while_the_store_is_away() {
+    let mut fleet = Fleet::on(PrivateRedis::durable().await, &[]).await;
+    fleet.order("start", json!({ "percentage": 100 })).await;
+    let mut ws = Ws::open(fleet.nodes[0].addr).await;
+    ws.send(json!({ "type": "connect", "id": 1, "client": "test/1", "unit": "u1" })).await;
+    fleet.store.0.kill();
+    let stop = json!({ "mode": "hard", "reason": "to see it" });
+    let (status, answer, _) =
+        fleet.apis[0].post(&format!("/api/migration/stop/{COMPONENT}"), stop).await;
+    assert_eq!((status, &answer["kept"]), (202, &json!(false)), "{answer}");
+    let frame = ws.next().await;
+    assert_eq!((&frame["type"], &frame["reason"]), (&json!("goodbye"), &json!("rollback")));
+    fleet.store.0.restart().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_cannot_use_the_new_transport_is_served_and_counted_in_its_arm() {
     let mut fleet = Fleet::on(PrivateRedis::durable().await, &[]).await;
     fleet.order("start", json!({ "percentage": 100 })).await;
