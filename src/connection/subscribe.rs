@@ -74,7 +74,7 @@ pub(super) async fn subscribe(
 pub(super) async fn open_stream(
     client: &Arc<Client>,
     connections: &Connections,
-    StreamRequest { channels, presence, .. }: StreamRequest,
+    StreamRequest { channels, unknown_position, presence, .. }: StreamRequest,
 ) {
     let mut attached = Vec::with_capacity(channels.len());
     for (channel, since) in channels {
@@ -84,7 +84,8 @@ pub(super) async fn open_stream(
                 Err(_) => pause().await,
             }
         };
-        attached.push((channel, handle, start, since));
+        let lost = unknown_position.then_some(ResetReason::Epoch).or(start.lost);
+        attached.push((channel, handle, Start { lost, ..start }, since));
     }
     if presence || client.state().resumed {
         connections.cluster.synced().await;

@@ -92,6 +92,9 @@ pub struct StreamRequest {
     pub session: Option<SessionId>,
     /// The channels, each with the last position that the client holds.
     pub channels: Vec<(Channel, Option<Position>)>,
+    /// The client resumes from an id that is no position of these logs: every channel begins with a
+    /// reset.
+    pub unknown_position: bool,
     /// Deliver presence of the channels too.
     pub presence: bool,
     /// The session's connection so far stays open for a while: the client migrates.

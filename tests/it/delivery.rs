@@ -362,3 +362,22 @@ async fn read_until(socket: &mut TcpStream, text: &str) {
         assert_ne!(len, 0, "the gateway hung up after {}", String::from_utf8_lossy(&seen));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_source_with_an_id_of_another_server_is_reset_and_goes_on() {
+    let gateway = TestGateway::start().await;
+    let api = Api::of(gateway.addr);
+    api.publish("news", 1).await;
+    for last in ["42", "1733052000000-0", "zzzz-1", "news~z-1,"] {
+        let mut sse = Sse::try_open(gateway.addr, "channel=news", Some(last)).await.unwrap();
+        let open = sse.next().await;
+        assert_eq!(open.event.as_deref(), Some("open"), "{last}");
+        let reset = sse.next().await;
+        assert_eq!(reset.event.as_deref(), Some("crossfade.reset"), "{last}");
+        assert_eq!(reset.json()["reason"], "epoch", "{last}");
+        let position = reset.json()["position"].as_str().unwrap().to_owned();
+        assert_eq!((reset.id, sse.last_id.clone()), (Some(position.clone()), Some(position)));
+        api.publish("news", 2).await;
+        assert_eq!(sse.next().await.json()["data"], 2, "{last}");
+    }
+}

@@ -47,11 +47,16 @@ pub(super) fn parse(request: Handshake<'_>) -> Result<(WireFormat, StreamRequest
         return Err(HandshakeError::new(ErrorCode::TooMany, message));
     }
     // What the browser remembers is newer than what the page's address says.
+    let mut unknown_position = false;
     if let Some(last) = request.headers.get("last-event-id").filter(|last| !last.is_empty()) {
-        let last = last.to_str().unwrap_or_default();
-        since = Some(valid(ErrorCode::PositionInvalid, last.parse::<Positions>())?);
+        since = last.to_str().ok().and_then(|last| last.parse().ok());
+        // An EventSource that is refused gives up for good, and one that comes from another server,
+        // or whose page has other channels now, cannot forget the id that it sends.
+        if since.is_none() || is_ambiguous(since.as_ref(), channels.len()) {
+            (since, unknown_position) = (None, true);
+        }
     }
-    if matches!(since, Some(Positions::One(_))) && channels.len() != 1 {
+    if is_ambiguous(since.as_ref(), channels.len()) {
         let message = "a bare position is for a stream of one channel: \
                        write CHANNEL~POSITION,CHANNEL~POSITION";
         return Err(HandshakeError::new(ErrorCode::PositionInvalid, message));
@@ -62,7 +67,12 @@ pub(super) fn parse(request: Handshake<'_>) -> Result<(WireFormat, StreamRequest
     };
     let channels = channels.into_iter().map(with_position).collect();
     let about = About::new(client.as_deref(), unit.as_deref());
-    Ok((format, StreamRequest { session, channels, presence, overlap, about }))
+    Ok((format, StreamRequest { session, channels, unknown_position, presence, overlap, about }))
+}
+
+/// Whether it is a bare position, which does not name its channel, for a stream of several.
+fn is_ambiguous(since: Option<&Positions>, channels: usize) -> bool {
+    matches!(since, Some(Positions::One(_))) && channels != 1
 }
 
 fn format_named(name: &str) -> Result<WireFormat, HandshakeError> {
@@ -112,11 +122,28 @@ mod tests {
     }
 
     #[test]
+    fn a_last_event_id_that_is_no_position_here_is_unknown_not_refused() {
+        for (query, last) in [
+            ("channel=a", "42"),
+            ("channel=a", "\"42\""),
+            ("channel=a", "a~z-1,b"),
+            ("channel=a&channel=b", "z-7"),
+        ] {
+            let (_, stream) = parsed(query, last).unwrap();
+            assert!(stream.unknown_position, "{last}");
+            assert!(stream.channels.iter().all(|(_, since)| since.is_none()), "{last}");
+        }
+        assert!(!parsed("channel=a", "z-7").unwrap().1.unknown_position);
+        assert!(!parsed("channel=a&channel=b", "a~z-7").unwrap().1.unknown_position);
+    }
+
+    #[test]
     fn an_invalid_query_is_refused_with_its_code() {
         assert_eq!(parsed("", "").unwrap_err(), ErrorCode::ChannelInvalid);
         assert_eq!(parsed("channel=a%20b", "").unwrap_err(), ErrorCode::ChannelInvalid);
         assert_eq!(parsed("channel=a&since=7", "").unwrap_err(), ErrorCode::PositionInvalid);
-        assert_eq!(parsed("channel=a&channel=b", "z-7").unwrap_err(), ErrorCode::PositionInvalid);
+        let bare = parsed("channel=a&channel=b&since=z-7", "");
+        assert_eq!(bare.unwrap_err(), ErrorCode::PositionInvalid);
         assert_eq!(parsed("channel=a&format=xml", "").unwrap_err(), ErrorCode::Malformed);
         assert_eq!(parsed("channel=a&format=frames", "").unwrap().0, FRAMES);
         assert_eq!(parsed("channel=a&channel=b&channel=c", "").unwrap_err(), ErrorCode::TooMany);
