@@ -80,17 +80,19 @@ impl Stage {
     }
 }
 
-/// Resolves when the process is asked to stop: SIGINT or SIGTERM.
+/// Resolves when the process is asked to stop: SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
 /// When the signals cannot be listened for.
 pub fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
     })
 }

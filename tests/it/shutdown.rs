@@ -64,3 +64,15 @@ async fn while_it_stops_the_node_is_not_ready_and_what_was_acknowledged_was_deli
     eventually("the address is given up", async || Ws::try_open(gateway.addr).await.err()).await;
     assert_eq!(gateway.stop().await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_signal_that_ends_the_process_says_goodbye_first() {
+    for signal in ["TERM", "INT", "HUP"] {
+        let mut gateway = GatewayProcess::start(&[]).await;
+        let mut ws = Ws::open(gateway.addr).await;
+        ws.subscribe("news", None).await;
+        gateway.signal(signal);
+        assert_eq!(ws.expect("goodbye").await["code"], 4003, "after SIG{signal}");
+        assert!(gateway.ended().await, "after SIG{signal}");
+    }
+}

@@ -85,9 +85,14 @@ impl GatewayProcess {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
-        let pid = i32::try_from(self.pid()).unwrap();
-        // SAFETY is libc's: a signal to a child that was not waited for yet.
-        signal(pid);
+        self.signal("TERM");
+    }
+
+    /// Sends a signal to the process.
+    pub(crate) fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.pid().to_string());
+        let status = std::process::Command::new("kill").args([signal, pid]).status();
+        assert!(status.unwrap().success());
     }
 
     /// Waits for its end; whether it was a good one.
@@ -102,11 +107,6 @@ impl GatewayProcess {
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
         kib * 1024
     }
-}
-
-fn signal(pid: i32) {
-    let status = std::process::Command::new("kill").args(["-TERM", &pid.to_string()]).status();
-    assert!(status.unwrap().success());
 }
 
 async fn spawn(vars: &[(String, String)], listen: SocketAddr) -> (Child, SocketAddr) {
