@@ -22,8 +22,10 @@ use crate::{
     },
 };
 
-/// An event as a backend service sends it.
+/// An event as a backend service sends it. Unknown fields are refused: one that is misspelt would
+/// lose what it says.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Body {
     channel: Option<String>,
     channels: Option<Vec<String>>,
@@ -35,6 +37,7 @@ struct Body {
 
 /// A batch of them.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Batch {
     events: Vec<Box<RawValue>>,
 }

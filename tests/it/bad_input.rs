@@ -116,6 +116,7 @@ async fn a_call_that_cannot_be_is_refused_with_status_code_and_reason() {
         ("/api/publish", "{\"channel\":\"ä\",\"data\":1}", 400, "channel_invalid"),
         ("/api/publish", "{\"channel\":\"a\",\"id\":\"x y\",\"data\":1}", 400, "id_invalid"),
         ("/api/publish", "{\"channel\":\"a\",\"name\":\"error\",\"data\":1}", 400, "name_invalid"),
+        ("/api/publish", "{\"channel\":\"a\",\"event\":\"x\",\"data\":1}", 400, "malformed"),
         ("/api/publish", &big, 413, "too_large"),
         ("/api/publish", &huge, 413, "too_large"),
         ("/api/publish/batch", three, 400, "too_many"),

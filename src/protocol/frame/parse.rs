@@ -1,8 +1,9 @@
 //! Parses the JSON form of a client frame.
 //!
-//! Unknown fields are ignored, so that a newer client can talk to an older gateway.
+//! Unknown fields are ignored, so that a newer client can talk to an older gateway; only in a publish
+//! frame they are refused, since what they say would be missing in the event.
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::{About, ClientFrame, RequestId};
@@ -21,7 +22,7 @@ impl ClientFrame {
             fatal: true,
         })?;
         let id = fields.id;
-        fields.into_frame().map_err(|(code, message)| FrameError {
+        fields.into_frame(text).map_err(|(code, message)| FrameError {
             id,
             code,
             message,
@@ -71,6 +72,33 @@ struct Fields<'a> {
     stats: Option<&'a RawValue>,
 }
 
+/// The fields of a publish frame.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PublishFields {
+    #[serde(rename = "type")]
+    _kind: IgnoredAny,
+    #[serde(rename = "id")]
+    _id: Option<IgnoredAny>,
+    #[serde(rename = "channel")]
+    _channel: Option<IgnoredAny>,
+    #[serde(rename = "message_id")]
+    _message_id: Option<IgnoredAny>,
+    #[serde(rename = "name")]
+    _name: Option<IgnoredAny>,
+    #[serde(rename = "data")]
+    _data: Option<IgnoredAny>,
+}
+
+/// Refuses a publish frame with a field that is not one of its own: a misspelt `name` would publish an
+/// event without its name.
+fn only_known_fields(text: &str) -> Result<(), FieldError> {
+    match serde_json::from_str::<PublishFields>(text) {
+        Ok(_) => Ok(()),
+        Err(err) => Err((ErrorCode::Malformed, format!("publish: {err}"))),
+    }
+}
+
 /// Reads a field that may be absent and counts as present when it is `null`.
 ///
 /// # Errors
@@ -85,7 +113,7 @@ pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 type FieldError = (ErrorCode, String);
 
 impl Fields<'_> {
-    fn into_frame(self) -> Result<ClientFrame, FieldError> {
+    fn into_frame(self, text: &str) -> Result<ClientFrame, FieldError> {
         let id = self.id;
         match self.kind.as_str() {
             "connect" => {
@@ -104,6 +132,7 @@ impl Fields<'_> {
             }),
             "unsubscribe" => Ok(ClientFrame::Unsubscribe { id, channel: self.channel()? }),
             "publish" => {
+                only_known_fields(text)?;
                 Ok(ClientFrame::Publish { id, channel: self.channel()?, draft: self.draft()? })
             }
             "history" => Ok(ClientFrame::History {
@@ -222,6 +251,15 @@ mod tests {
         assert_eq!((err.id, err.code, err.fatal), (Some(8), ErrorCode::UnknownType, false));
         let err = error_of(r#"{"type":"publish","id":9,"channel":"a"}"#);
         assert_eq!((err.id, err.code, err.fatal), (Some(9), ErrorCode::Malformed, false));
+    }
+
+    #[test]
+    fn an_unknown_field_of_a_publish_is_refused_by_name() {
+        let err = error_of(r#"{"type":"publish","id":9,"channel":"a","event":"x","data":1}"#);
+        assert_eq!((err.id, err.code, err.fatal), (Some(9), ErrorCode::Malformed, false));
+        assert!(err.message.contains("unknown field `event`"), "{}", err.message);
+        let all = r#"{"type":"publish","id":9,"channel":"a","name":"x","message_id":"m","data":1}"#;
+        assert!(ClientFrame::parse(all).is_ok());
     }
 
     #[test]
