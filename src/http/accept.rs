@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, body::Body};
@@ -159,6 +159,7 @@ pub async fn accept(
     stage: Stage,
 ) {
     let front = Arc::new(Listener { tls, router, patience, stage: stage.clone() });
+    let mut failures = AcceptFailures::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -174,10 +175,41 @@ pub async fn accept(
                 stage.spawn_client(Box::pin(async move { front.serve(stream, peer, place).await }));
             }
             Err(err) => {
-                warn!(%err, "no socket could be accepted; are there too many open files?");
+                if let Some(failures) = failures.report(Instant::now()) {
+                    warn!(
+                        %err, failures,
+                        "sockets cannot be accepted: raise the limit of open files (ulimit -n) or \
+                         lower server.limits; this is logged every {} s while it lasts",
+                        ACCEPT_REPORT_INTERVAL.as_secs()
+                    );
+                }
                 let _ = tokio::time::timeout(EXHAUSTED, stage.stopping().cancelled()).await;
             }
         }
+    }
+}
+
+/// How often failures to accept are logged while they last.
+const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Counts failures to accept sockets: they come ten times a second when files run out.
+#[derive(Debug, Default)]
+struct AcceptFailures {
+    reported: Option<Instant>,
+    unreported: u64,
+}
+
+impl AcceptFailures {
+    /// Counts a failure. Returns how many there were since the last report, when one is due.
+    fn report(&mut self, now: Instant) -> Option<u64> {
+        self.unreported += 1;
+        let recently =
+            self.reported.is_some_and(|reported| now - reported < ACCEPT_REPORT_INTERVAL);
+        if recently {
+            return None;
+        }
+        self.reported = Some(now);
+        Some(std::mem::take(&mut self.unreported))
     }
 }
 
@@ -260,6 +292,16 @@ fn prepare(stream: &TcpStream, patience: Timeouts) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_to_accept_are_logged_once_a_minute_with_their_number() {
+        let (mut failures, start) = (AcceptFailures::default(), Instant::now());
+        assert_eq!(failures.report(start), Some(1));
+        for tenth in 1..600 {
+            assert_eq!(failures.report(start + EXHAUSTED * tenth), None);
+        }
+        assert_eq!(failures.report(start + EXHAUSTED * 600), Some(600));
+    }
 
     #[tokio::test]
     async fn the_kernel_gives_a_stalled_client_up_later_than_we_do() {
