@@ -270,7 +270,8 @@ impl Vars {
         Self(vars.into_iter().filter_map(ours).collect())
     }
 
-    fn of_process() -> Self {
+    /// The variables of this process.
+    pub fn of_process() -> Self {
         let vars: Vec<_> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();

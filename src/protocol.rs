@@ -5,7 +5,7 @@
 //!
 //! In reading order: [`channel`], [`id`] and [`position`] name things, [`event`] is what is published,
 //! [`presence`] describes members, [`code`] and [`frame`] are what clients and the gateway exchange,
-//! and [`rfc6455`] is WebSocket framing. How frames are written is [`wire`](crate::wire)'s business.
+//! and [`rfc6455`] is WebSocket framing. How frames are written is decided in `wire`.
 //! The reference is protocol/PROTOCOL.md.
 
 pub mod channel;

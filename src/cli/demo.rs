@@ -37,9 +37,9 @@ pub(super) struct DemoArgs {
     /// How many users there are.
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(50..=10_000))]
     users: u32,
-    /// Where the gateway listens.
-    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
-    listen: SocketAddr,
+    /// Where the gateway listens; without it CROSSFADE_SERVER__LISTEN, or 127.0.0.1:8080.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
     /// Switch the fault on after so many seconds, instead of by the Enter key.
     #[arg(long, value_name = "SECONDS")]
     fault_after: Option<u64>,
@@ -62,8 +62,8 @@ pub(super) struct Crowd {
 const STEPS: [(u32, u64); 5] = [(1, 15), (5, 15), (25, 20), (50, 20), (100, 20)];
 
 pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let mut config = Config::parse("", &Vars::none())?;
-    config.server.listen = args.listen;
+    let mut config = Config::parse("", &Vars::of_process())?;
+    config.server.listen = args.listen.unwrap_or(config.server.listen);
     config.rollout.drain.rate = 50;
     config.telemetry.log = "warn".to_owned();
     telemetry::start(&config.telemetry)?;
