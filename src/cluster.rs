@@ -530,7 +530,7 @@ impl Cluster {
         trace!(%from, %at, ?word, "heard");
         match &word {
             PresenceUpdate::Hello if from != self.me => {
-                drop(state.newcomers.insert(from, Instant::now()))
+                state.newcomers.insert(from, Instant::now());
             }
             PresenceUpdate::Here(_) => drop(state.newcomers.remove(&from)),
             PresenceUpdate::Call if from != self.me => self.announce(state),
