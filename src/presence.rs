@@ -1,10 +1,10 @@
-//! Who is in which channel, cluster-wide: a state that every node keeps for itself and that is the
-//! same on all, since all apply the same words in the same order.
+//! Presence: the members of every channel, cluster-wide. A replicated state machine: every node keeps
+//! a [`Roster`], and all rosters are the same, since all nodes apply the same updates in the same order.
 //!
-//! Pure: no clock, no broker, no client. A session is in a channel for as long as a node *holds* it
-//! there. Several may at once, while it moves; the last one's release starts the grace, and only the
-//! word that ends it, or a node's death, lets the member leave. Who looks on is [`audience`]'s
-//! business, how the words travel the cluster's.
+//! Pure: no clock, no broker, no client. A session is a member of a channel for as long as a node
+//! *holds* it there. Several nodes may at once, while the session migrates; the last one's release
+//! starts the grace, and the member leaves only by the update that ends the grace or by the death of
+//! its node. [`subscribers`] derives what subscribers are sent; `cluster` carries the updates.
 
 pub mod subscribers;
 
@@ -19,13 +19,13 @@ use smallvec::SmallVec;
 
 use crate::protocol::{Channel, Member, MemberId, Position};
 
-/// One run of one gateway process.
+/// The id of one run of one gateway process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(u64);
 
 impl NodeId {
-    /// One that nobody had before.
+    /// A new random id.
     pub fn generate() -> Self {
         // JSON's numbers are exact up to 2^53.
         Self(rand::random::<u64>() >> 11)
@@ -44,146 +44,146 @@ impl fmt::Debug for NodeId {
     }
 }
 
-/// What a node says about presence.
+/// A change of presence that a node publishes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PresenceUpdate {
-    /// I hold this member here, and this is how it looks.
+    /// The sender holds this member.
     Hold(Channel, Arc<Member>),
-    /// I hold it no longer; it may come back, to me or to another.
+    /// The sender holds it no longer; its session may reconnect, to any node.
     Release(Channel, MemberId),
-    /// It left by its own will.
-    Quit(Channel, MemberId),
-    /// It did not come back after it was released at this position.
+    /// The member left on purpose.
+    Leave(Channel, MemberId),
+    /// The member did not reconnect after it was released at this position.
     Expire(Channel, MemberId, Position),
-    /// I am new: show me everything as it is at this word.
-    Hello,
-    /// Say what you hold, all of you.
-    Call,
-    /// This is all I hold.
-    Here(Vec<(Channel, Arc<Member>)>),
-    /// Nothing was heard of this node since that position.
-    Dead(NodeId, Position),
-    /// I stop.
-    Bye,
+    /// The sender joins: it asks for a snapshot as of this update.
+    NodeStarted,
+    /// All nodes are asked for the members that they hold.
+    Resync,
+    /// All members that the sender holds.
+    Members(Vec<(Channel, Arc<Member>)>),
+    /// This node has been silent since that position.
+    NodeDead(NodeId, Position),
+    /// The sender stops.
+    NodeStopped,
 }
 
-/// What became of a member.
+/// A change of a member, as subscribers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Where.
+pub struct MemberChange {
+    /// The channel.
     pub channel: Channel,
-    /// Who.
+    /// The member.
     pub session: MemberId,
-    /// How it looked before, if it was there.
+    /// The member before, if there was one.
     pub was: Option<Arc<Member>>,
-    /// How it looks now, if it is there.
+    /// The member now, if there is one.
     pub is: Option<Arc<Member>>,
 }
 
-/// A member that nobody holds.
+/// A member that no node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parted {
-    /// Where.
+pub struct ReleasedMember {
+    /// The channel.
     pub channel: Channel,
-    /// Who.
+    /// The member.
     pub session: MemberId,
-    /// The word that released it.
+    /// The position of the update that released it.
     pub at: Position,
 }
 
-/// What came of a word.
+/// What follows from an update.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What onlookers are to be told.
-    pub changes: Vec<Change>,
-    /// Who has the grace to come back from now on.
-    pub parted: Vec<Parted>,
+    /// What subscribers have to be sent.
+    pub changes: Vec<MemberChange>,
+    /// Members whose grace begins.
+    pub released: Vec<ReleasedMember>,
 }
 
-/// Everybody who is in a channel.
+/// The members of all channels.
 #[derive(Debug, Default)]
 pub struct Roster {
-    channels: HashMap<Channel, BTreeMap<MemberId, Record>>,
-    /// The nodes that speak, and where each did last.
+    channels: HashMap<Channel, BTreeMap<MemberId, MemberRecord>>,
+    /// The nodes, each with the position of its last message.
     nodes: HashMap<NodeId, Position>,
 }
 
-/// A member and who holds it.
+/// A member and the nodes that hold it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct MemberRecord {
     member: Arc<Member>,
     holders: SmallVec<[NodeId; 2]>,
-    /// Where the last holder's release stands.
-    parted: Option<Position>,
+    /// The position of the last holder's release.
+    released: Option<Position>,
 }
 
-/// A roster as one node shows it to another.
+/// A roster, as one node sends it to another that joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Everybody, wherever they are.
-    pub records: Vec<(Channel, Record)>,
-    /// The nodes that speak, each with where it did last.
+    /// All members.
+    pub records: Vec<(Channel, MemberRecord)>,
+    /// The nodes, each with the position of its last message.
     pub nodes: Vec<(NodeId, Position)>,
 }
 
 impl Roster {
-    /// Everything there is.
+    /// All members and nodes.
     pub fn snapshot(&self) -> Snapshot {
-        let rooms = self.channels.iter();
-        let records = rooms
-            .flat_map(|(channel, room)| room.values().map(|r| (channel.clone(), r.clone())))
+        let channels = self.channels.iter();
+        let records = channels
+            .flat_map(|(channel, members)| members.values().map(|r| (channel.clone(), r.clone())))
             .collect();
         Snapshot { records, nodes: self.nodes().collect() }
     }
 
-    /// Begins with what another node shows, instead of nothing.
+    /// Starts from a snapshot.
     pub fn restore(&mut self, snapshot: Snapshot) -> Outcome {
         let mut outcome = Outcome::default();
         for (node, heard) in snapshot.nodes {
-            self.hear(node, heard);
+            self.node_heard(node, heard);
         }
         for (channel, record) in snapshot.records {
             let (session, is) = (record.member.session, Some(Arc::clone(&record.member)));
-            if let Some(at) = record.parted {
-                outcome.parted.push(Parted { channel: channel.clone(), session, at });
+            if let Some(at) = record.released {
+                outcome.released.push(ReleasedMember { channel: channel.clone(), session, at });
             }
-            let room = self.channels.entry(channel.clone()).or_default();
-            let was = room.insert(session, record).map(|record| record.member);
-            outcome.changes.push(Change { channel, session, was, is });
+            let members = self.channels.entry(channel.clone()).or_default();
+            let was = members.insert(session, record).map(|record| record.member);
+            outcome.changes.push(MemberChange { channel, session, was, is });
         }
         outcome
     }
 
-    /// Hears that `from` spoke at `at`.
-    pub fn hear(&mut self, from: NodeId, at: Position) {
+    /// Records that a node sent a message at a position.
+    pub fn node_heard(&mut self, from: NodeId, at: Position) {
         self.nodes.insert(from, at);
     }
 
-    /// Applies a word that `from` said at `at`.
-    pub fn apply(&mut self, from: NodeId, at: Position, word: PresenceUpdate) -> Outcome {
+    /// Applies an update that `from` sent at a position.
+    pub fn apply(&mut self, from: NodeId, at: Position, update: PresenceUpdate) -> Outcome {
         let mut outcome = Outcome::default();
-        match word {
+        match update {
             PresenceUpdate::Hold(channel, member) => self.hold(from, channel, member, &mut outcome),
             PresenceUpdate::Release(channel, session) => {
                 self.release(from, at, channel, session, &mut outcome);
             }
-            PresenceUpdate::Quit(channel, session) => self.remove(channel, session, &mut outcome),
-            PresenceUpdate::Expire(channel, session, parted) => {
-                if self.parted(&channel, session) == Some(parted) {
+            PresenceUpdate::Leave(channel, session) => self.remove(channel, session, &mut outcome),
+            PresenceUpdate::Expire(channel, session, released) => {
+                if self.released(&channel, session) == Some(released) {
                     self.remove(channel, session, &mut outcome);
                 }
             }
-            PresenceUpdate::Hello | PresenceUpdate::Call => {}
-            PresenceUpdate::Here(all) => self.here(from, at, all, &mut outcome),
-            PresenceUpdate::Dead(node, heard) => {
-                if self.heard(node) == Some(heard) {
-                    self.bury(node, &mut outcome);
+            PresenceUpdate::NodeStarted | PresenceUpdate::Resync => {}
+            PresenceUpdate::Members(all) => self.replace_members(from, at, all, &mut outcome),
+            PresenceUpdate::NodeDead(node, heard) => {
+                if self.last_heard(node) == Some(heard) {
+                    self.remove_node(node, &mut outcome);
                 }
             }
-            PresenceUpdate::Bye => {
+            PresenceUpdate::NodeStopped => {
                 self.nodes.remove(&from);
-                for (channel, session) in self.held_by(from) {
+                for (channel, session) in self.members_held_by(from) {
                     self.release(from, at, channel, session, &mut outcome);
                 }
             }
@@ -191,38 +191,38 @@ impl Roster {
         outcome
     }
 
-    /// Who is in a channel, in the order of their names.
+    /// The members of a channel, in the order of their ids.
     pub fn members(&self, channel: &Channel) -> impl Iterator<Item = &Arc<Member>> {
         self.channels.get(channel).into_iter().flatten().map(|(_, record)| &record.member)
     }
 
-    /// How many are in a channel.
+    /// How many members a channel has.
     pub fn count(&self, channel: &Channel) -> usize {
         self.channels.get(channel).map_or(0, BTreeMap::len)
     }
 
-    /// How many are in all channels together.
+    /// How many members all channels have together.
     pub fn total(&self) -> usize {
         self.channels.values().map(BTreeMap::len).sum()
     }
 
-    /// One of those who are in a channel.
+    /// One member of a channel.
     pub fn member(&self, channel: &Channel, session: MemberId) -> Option<&Arc<Member>> {
         Some(&self.channels.get(channel)?.get(&session)?.member)
     }
 
-    /// Where the release stands of a member that nobody holds.
-    pub fn parted(&self, channel: &Channel, session: MemberId) -> Option<Position> {
-        self.channels.get(channel)?.get(&session)?.parted
+    /// The position of the release of a member that no node holds.
+    pub fn released(&self, channel: &Channel, session: MemberId) -> Option<Position> {
+        self.channels.get(channel)?.get(&session)?.released
     }
 
-    /// The nodes that speak, each with where it did last.
+    /// The nodes, each with the position of its last message.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, Position)> {
         self.nodes.iter().map(|(node, heard)| (*node, *heard))
     }
 
-    /// Where a node spoke last.
-    pub fn heard(&self, node: NodeId) -> Option<Position> {
+    /// The position of a node's last message.
+    pub fn last_heard(&self, node: NodeId) -> Option<Position> {
         self.nodes.get(&node).copied()
     }
 
@@ -234,24 +234,24 @@ impl Roster {
         outcome: &mut Outcome,
     ) {
         let session = member.session;
-        let room = self.channels.entry(channel.clone()).or_default();
-        let Some(record) = room.get_mut(&session) else {
+        let members = self.channels.entry(channel.clone()).or_default();
+        let Some(record) = members.get_mut(&session) else {
             let is = Some(Arc::clone(&member));
             let holders = SmallVec::from_slice(&[from]);
-            room.insert(session, Record { member, holders, parted: None });
-            outcome.changes.push(Change { channel, session, was: None, is });
+            members.insert(session, MemberRecord { member, holders, released: None });
+            outcome.changes.push(MemberChange { channel, session, was: None, is });
             return;
         };
-        record.parted = None;
+        record.released = None;
         if !record.holders.contains(&from) {
             record.holders.push(from);
         }
         if !record.member.looks_like(&member) {
-            // It changed, it did not come anew.
+            // It changed its state, it did not join anew.
             Arc::make_mut(&mut member).since = record.member.since;
             let was = Some(std::mem::replace(&mut record.member, member));
             let is = Some(Arc::clone(&record.member));
-            outcome.changes.push(Change { channel, session, was, is });
+            outcome.changes.push(MemberChange { channel, session, was, is });
         }
     }
 
@@ -263,28 +263,29 @@ impl Roster {
         session: MemberId,
         outcome: &mut Outcome,
     ) {
-        let Some(record) = self.channels.get_mut(&channel).and_then(|room| room.get_mut(&session))
+        let Some(record) =
+            self.channels.get_mut(&channel).and_then(|members| members.get_mut(&session))
         else {
             return;
         };
         let held = record.holders.len();
         record.holders.retain(|holder| *holder != from);
         if record.holders.is_empty() && held != 0 {
-            record.parted = Some(at);
-            outcome.parted.push(Parted { channel, session, at });
+            record.released = Some(at);
+            outcome.released.push(ReleasedMember { channel, session, at });
         }
     }
 
     fn remove(&mut self, channel: Channel, session: MemberId, outcome: &mut Outcome) {
-        let Some(room) = self.channels.get_mut(&channel) else { return };
-        let Some(record) = room.remove(&session) else { return };
-        if room.is_empty() {
+        let Some(members) = self.channels.get_mut(&channel) else { return };
+        let Some(record) = members.remove(&session) else { return };
+        if members.is_empty() {
             self.channels.remove(&channel);
         }
-        outcome.changes.push(Change { channel, session, was: Some(record.member), is: None });
+        outcome.changes.push(MemberChange { channel, session, was: Some(record.member), is: None });
     }
 
-    fn here(
+    fn replace_members(
         &mut self,
         from: NodeId,
         at: Position,
@@ -292,7 +293,7 @@ impl Roster {
         outcome: &mut Outcome,
     ) {
         let held: HashSet<_> = all.iter().map(|(c, member)| (c.clone(), member.session)).collect();
-        for (channel, session) in self.held_by(from) {
+        for (channel, session) in self.members_held_by(from) {
             if !held.contains(&(channel.clone(), session)) {
                 self.release(from, at, channel, session, outcome);
             }
@@ -302,11 +303,13 @@ impl Roster {
         }
     }
 
-    /// A dead node's members had more than the grace to come back elsewhere.
-    fn bury(&mut self, node: NodeId, outcome: &mut Outcome) {
+    /// Removes a dead node and the members that only it held: they had more than the grace to reconnect
+    /// elsewhere.
+    fn remove_node(&mut self, node: NodeId, outcome: &mut Outcome) {
         self.nodes.remove(&node);
-        for (channel, session) in self.held_by(node) {
-            let record = self.channels.get_mut(&channel).and_then(|room| room.get_mut(&session));
+        for (channel, session) in self.members_held_by(node) {
+            let record =
+                self.channels.get_mut(&channel).and_then(|members| members.get_mut(&session));
             let Some(record) = record else { continue };
             record.holders.retain(|holder| *holder != node);
             if record.holders.is_empty() {
@@ -315,11 +318,11 @@ impl Roster {
         }
     }
 
-    fn held_by(&self, node: NodeId) -> Vec<(Channel, MemberId)> {
-        let rooms = self.channels.iter();
-        rooms
-            .flat_map(|(channel, room)| {
-                let held = room.iter().filter(|(_, record)| record.holders.contains(&node));
+    fn members_held_by(&self, node: NodeId) -> Vec<(Channel, MemberId)> {
+        let channels = self.channels.iter();
+        channels
+            .flat_map(|(channel, members)| {
+                let held = members.iter().filter(|(_, record)| record.holders.contains(&node));
                 held.map(|(session, _)| (channel.clone(), *session))
             })
             .collect()

@@ -1,4 +1,4 @@
-//! What nodes say to each other, as it stands in the log.
+//! Messages between nodes, as they are written in the nodes' log.
 
 use std::sync::Arc;
 
@@ -9,46 +9,46 @@ use crate::{
     protocol::{MemberId, Position, UserId},
 };
 
-/// What a node says at once.
+/// One event of the nodes' log.
 #[derive(Debug, Deserialize)]
 pub(super) struct ClusterMessage {
     pub(super) from: NodeId,
-    pub(super) say: Vec<Payload>,
+    pub(super) payloads: Vec<Payload>,
 }
 
-/// One thing that is said.
+/// One part of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Payload {
-    /// About who is where.
+    /// A change of presence.
     Presence(PresenceUpdate),
-    /// Everything as it was at that position, for a node that is new.
-    Snapshot { to: NodeId, at: Position, whole: Snapshot },
-    /// A session has come to me: whoever has it lets go.
+    /// The roster at a position, for a node that joins.
+    Snapshot { to: NodeId, at: Position, snapshot: Snapshot },
+    /// A session has connected to the sender: the node that had it releases it.
     Claim(Claim),
-    /// Cut somebody off.
+    /// Disconnect sessions.
     Disconnect(Disconnect),
-    /// Whoever has the stream of this session: do what its client asks for, and tell what came of it.
-    Ask { number: u64, session: MemberId, frames: String },
-    /// What came of it.
-    Answer { to: NodeId, number: u64, replies: String },
+    /// For the node that has this session's stream: perform what its client asks for, and respond.
+    Request { number: u64, session: MemberId, frames: String },
+    /// The response to a request.
+    Response { to: NodeId, number: u64, replies: String },
 }
 
-/// One connection of a session.
+/// A new connection of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// Which session.
+    /// The session.
     pub session: MemberId,
-    /// The connection's number on the node that says so.
+    /// The connection's number on its node.
     pub connection: u64,
-    /// When the connection came, in milliseconds since 1970 by its node's clock. A claim may be heard
-    /// late, after one that was made later.
+    /// When it connected, in milliseconds since 1970 by its node's clock. A claim may be received late,
+    /// after one that was made later.
     pub at: u64,
-    /// It is a move by plan: the connection before may go on for a while.
+    /// The client migrates: the session's connection so far may stay open for a while.
     pub overlap: bool,
 }
 
-/// Whom to cut off, and what to tell them.
+/// Which sessions to disconnect, and what to tell their clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disconnect {
     /// This session.
@@ -57,7 +57,7 @@ pub struct Disconnect {
     /// All sessions of this user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserId>,
-    /// Whether they may come back by themselves.
+    /// Whether the clients may reconnect by themselves.
     #[serde(default)]
     pub reconnect: bool,
     /// Why, in words.
@@ -65,11 +65,11 @@ pub struct Disconnect {
     pub reason: Option<Arc<str>>,
 }
 
-/// Writes down what is said.
-pub(super) fn write(from: NodeId, sayings: impl IntoIterator<Item = String>) -> String {
+/// Writes a message of payloads that are JSON already.
+pub(super) fn write(from: NodeId, payloads: impl IntoIterator<Item = String>) -> String {
     let from = serde_json::to_string(&from).unwrap_or_default();
-    let say: Vec<String> = sayings.into_iter().collect();
-    format!(r#"{{"from":{from},"say":[{}]}}"#, say.join(","))
+    let payloads: Vec<String> = payloads.into_iter().collect();
+    format!(r#"{{"from":{from},"payloads":[{}]}}"#, payloads.join(","))
 }
 
 #[cfg(test)]
@@ -77,10 +77,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_message_is_read_back() {
         let from = NodeId::generate();
-        let said = [
-            Payload::Presence(PresenceUpdate::Hello),
+        let payloads = [
+            Payload::Presence(PresenceUpdate::NodeStarted),
             Payload::Claim(Claim {
                 session: "00112233445566778899".parse().unwrap(),
                 connection: 7,
@@ -89,8 +89,8 @@ mod tests {
             }),
             Payload::Disconnect(Disconnect { user: "42".parse().ok(), ..Disconnect::default() }),
         ];
-        let text = write(from, said.iter().map(|saying| serde_json::to_string(saying).unwrap()));
+        let text = write(from, payloads.iter().map(|one| serde_json::to_string(one).unwrap()));
         let read: ClusterMessage = serde_json::from_str(&text).unwrap();
-        assert_eq!((read.from, read.say.as_slice()), (from, said.as_slice()));
+        assert_eq!((read.from, read.payloads.as_slice()), (from, payloads.as_slice()));
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{close_reason::CloseReason, presence_requests, registry::Connections};
 use crate::{
-    cluster::{Claim, Disconnect, Order},
+    cluster::{Claim, Command, Disconnect},
     lifecycle::Stage,
     presence::NodeId,
     protocol::CloseCode,
@@ -19,7 +19,7 @@ const OVERLAP: Duration = Duration::from_secs(10);
 /// Applies commands until the cluster or the stage stops.
 pub async fn obey(
     connections: Arc<Connections>,
-    mut commands: mpsc::Receiver<Order>,
+    mut commands: mpsc::Receiver<Command>,
     stage: Stage,
 ) {
     loop {
@@ -29,14 +29,14 @@ pub async fn obey(
         };
         match command {
             None => return,
-            Some(Order::Claimed { node, claim }) => release(&connections, node, claim, &stage),
-            Some(Order::ClaimAgain) => claim_again(&connections),
-            Some(Order::Disconnect(target)) => disconnect(&connections, &target),
-            Some(Order::Asked { session, frames, asker }) => {
+            Some(Command::Claimed { node, claim }) => release(&connections, node, claim, &stage),
+            Some(Command::ClaimAgain) => claim_again(&connections),
+            Some(Command::Disconnect(target)) => disconnect(&connections, &target),
+            Some(Command::Perform { session, frames, origin }) => {
                 let connections = Arc::clone(&connections);
                 stage.spawn_client(async move {
                     if let Some(replies) = connections.ask_here(session, &frames).await {
-                        connections.cluster.answer(asker, replies);
+                        connections.cluster.respond(origin, replies);
                     }
                 });
             }

@@ -116,10 +116,10 @@ impl Client {
                 continue;
             };
             presence.stale = false;
-            if let Some(view) = presence.subscriber.look() {
+            if let Some(view) = presence.subscriber.view() {
                 presence.number = view.number;
-                let news = Box::new(view.into());
-                frames.push(ServerFrame::Presence { channel: channel.clone(), news });
+                let frame = Box::new(view.into());
+                frames.push(ServerFrame::Presence { channel: channel.clone(), frame });
             }
         }
         for frame in frames {
@@ -291,7 +291,7 @@ impl Reader for Client {
 }
 
 impl PresenceSubscriber for Client {
-    fn tell(&self, tag: Tag, diff: &Arc<PresenceDiff>) {
+    fn deliver(&self, tag: Tag, diff: &Arc<PresenceDiff>) {
         let mut guard = self.state();
         let state = &mut *guard;
         let writable = state.unsent.is_empty() && !state.write.full;

@@ -16,7 +16,7 @@ impl Connections {
             Some(replies) => Some(replies),
             // What nodes send each other is kept in a log; a token must not be.
             None if has_token(&frames) => None,
-            None => self.cluster.ask(session, frames).await,
+            None => self.cluster.request(session, frames).await,
         }
     }
 

@@ -23,7 +23,8 @@ pub(super) fn subscribe(
 ) -> Option<Box<PresenceFrame>> {
     let receiver: Arc<dyn PresenceSubscriber> = Arc::<Client>::clone(client);
     let subscription = state.session.get_mut(tag)?;
-    let (subscriber, view) = connections.cluster.watch(&subscription.channel, receiver, tag);
+    let (subscriber, view) =
+        connections.cluster.subscribe_presence(&subscription.channel, receiver, tag);
     let number = view.number;
     let presence = PresenceSubscription { subscriber, number, stale: false };
     subscription.link.presence = Some(Box::new(presence));
@@ -46,7 +47,7 @@ pub(super) fn join(
     if let Some(subscription) = state.session.get_mut(tag)
         && connections.auth.may(&identity, Verb::Presence, &subscription.channel)
     {
-        let membership = connections.cluster.enter(&subscription.channel, member, look);
+        let membership = connections.cluster.join(&subscription.channel, member, look);
         subscription.link.membership = membership.map(Box::new);
     }
 }
@@ -59,12 +60,11 @@ pub(super) fn rejoin(connections: &Connections, client: &Client) {
     let identity = state.identity.clone().unwrap_or_default();
     for Subscription { channel, link, .. } in state.session.subscriptions() {
         if link.membership.is_none() && connections.auth.may(&identity, Verb::Presence, channel) {
-            link.membership =
-                connections.cluster.enter(channel, member, look.clone()).map(Box::new);
+            link.membership = connections.cluster.join(channel, member, look.clone()).map(Box::new);
             if link.left_presence
                 && let Some(membership) = link.membership.take()
             {
-                membership.quit();
+                membership.leave();
             }
         }
     }
@@ -88,12 +88,12 @@ pub(super) fn set_state(
                 *membership = if joined.update(member_state) {
                     Some(joined)
                 } else {
-                    connections.cluster.enter(&channel, member, look).map(Box::new)
+                    connections.cluster.join(&channel, member, look).map(Box::new)
                 };
             }
-            (Some(joined), None) => joined.quit(),
+            (Some(joined), None) => joined.leave(),
             (None, Some(_)) => {
-                *membership = connections.cluster.enter(&channel, member, look).map(Box::new);
+                *membership = connections.cluster.join(&channel, member, look).map(Box::new);
             }
             (None, None) => {}
         }

@@ -151,7 +151,7 @@ fn revoke(
         if !may(Verb::Presence, channel) {
             link.presence = None;
             if let Some(membership) = link.membership.take() {
-                membership.quit();
+                membership.leave();
             }
         }
     }
@@ -168,7 +168,7 @@ fn unsubscribe(client: &Client, channel: &Channel) {
     if let Some(subscription) = closed {
         client.node.metrics().subscriptions.dec();
         if let Some(membership) = subscription.link.membership {
-            membership.quit();
+            membership.leave();
         }
     }
 }

@@ -117,8 +117,8 @@ pub(super) async fn open_stream(
             .flatten();
         presence_requests::join(connections, &mut state, tag, None);
         let channel = state.session.get_mut(tag).map(|subscription| subscription.channel.clone());
-        if let Some((channel, news)) = channel.zip(members) {
-            client.send(&mut state, &ServerFrame::Presence { channel, news });
+        if let Some((channel, frame)) = channel.zip(members) {
+            client.send(&mut state, &ServerFrame::Presence { channel, frame });
         }
         begin(client, &mut state, tag, start);
     }

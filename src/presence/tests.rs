@@ -101,10 +101,10 @@ struct Replica {
     id: NodeId,
     alive: bool,
     roster: Roster,
-    audience: PresenceSubscribers,
+    subscribers: PresenceSubscribers,
     read: usize,
     mine: BTreeMap<usize, u8>,
-    parted: Vec<(u64, Parted)>,
+    released: Vec<(u64, ReleasedMember)>,
     shown: BTreeMap<MemberId, Arc<Member>>,
     joined: BTreeMap<MemberId, i64>,
 }
@@ -112,22 +112,23 @@ struct Replica {
 struct Nobody;
 
 impl PresenceSubscriber for Nobody {
-    fn tell(&self, _: u32, _: &Arc<PresenceDiff>) {}
+    fn deliver(&self, _: u32, _: &Arc<PresenceDiff>) {}
 }
 
 impl Replica {
     fn new(id: u64) -> Self {
-        let (roster, mut audience) = (Roster::default(), PresenceSubscribers::new(100));
-        let (_, View { members, .. }) = audience.join(&roster, &channel(), Arc::new(Nobody), 0);
+        let (roster, mut subscribers) = (Roster::default(), PresenceSubscribers::new(100));
+        let (_, View { members, .. }) =
+            subscribers.subscribe(&roster, &channel(), Arc::new(Nobody), 0);
         assert_eq!(members, Some(Vec::new()));
         Self {
             id: NodeId(id),
             alive: true,
             roster,
-            audience,
+            subscribers,
             read: 0,
             mine: BTreeMap::new(),
-            parted: Vec::new(),
+            released: Vec::new(),
             shown: BTreeMap::new(),
             joined: BTreeMap::new(),
         }
@@ -137,18 +138,18 @@ impl Replica {
         for (from, word) in log.iter().skip(self.read).take(words) {
             self.read += 1;
             let at = Position::new(Epoch::new(1), self.read as u64);
-            self.roster.hear(*from, at);
+            self.roster.node_heard(*from, at);
             let outcome = self.roster.apply(*from, at, word.clone());
-            self.audience.note(outcome.changes);
+            self.subscribers.record(outcome.changes);
             let until = now + GRACE;
-            self.parted.extend(outcome.parted.into_iter().map(|parted| (until, parted)));
+            self.released.extend(outcome.released.into_iter().map(|released| (until, released)));
             self.check();
         }
     }
 
     fn tell(&mut self) {
-        for Delivery { news, .. } in self.audience.news(&self.roster, true) {
-            let ServerFrame::Presence { news, .. } = &news.frame else { panic!("{news:?}") };
+        for Delivery { diff, .. } in self.subscribers.take_diffs(&self.roster, true) {
+            let ServerFrame::Presence { frame: news, .. } = &diff.frame else { panic!("{diff:?}") };
             for member in &news.joined {
                 assert!(self.shown.insert(member.session, Arc::clone(member)).is_none());
                 *self.joined.entry(member.session).or_default() += 1;
@@ -171,7 +172,7 @@ impl Replica {
 
     /// Whoever came new would be shown exactly what this onlooker has.
     fn check(&self) {
-        let view = self.audience.look(&self.roster, &channel()).unwrap();
+        let view = self.subscribers.view(&self.roster, &channel()).unwrap();
         let members = view.members.unwrap();
         assert_eq!(
             members.iter().map(|m| m.session).collect::<Vec<_>>(),
@@ -201,7 +202,7 @@ impl World {
     fn announce(&mut self, node: usize) {
         let held = self.nodes[node].mine.iter();
         let held = held.map(|(session, state)| (channel(), member(*session, *state))).collect();
-        self.say(node, PresenceUpdate::Here(held));
+        self.say(node, PresenceUpdate::Members(held));
     }
 
     /// Where a node spoke last.
@@ -225,17 +226,17 @@ impl World {
                     for node in &mut self.nodes {
                         node.mine.remove(&session);
                     }
-                    self.say(node, PresenceUpdate::Quit(channel(), member(session, 0).session));
+                    self.say(node, PresenceUpdate::Leave(channel(), member(session, 0).session));
                 }
             }
             Act::Kill { node } if 1 < self.nodes.iter().filter(|node| node.alive).count() => {
                 self.nodes[node].alive = false;
                 self.nodes[node].mine.clear();
-                self.bury(node);
+                self.remove_node(node);
             }
             Act::Announce { node } if self.nodes[node].alive => self.announce(node),
             Act::Slander { node } if self.nodes[node].alive => {
-                self.bury(node);
+                self.remove_node(node);
                 self.announce(node);
             }
             Act::Restart { node } if !self.nodes[node].alive => {
@@ -246,12 +247,12 @@ impl World {
                 other.listen(&self.log, usize::MAX, self.now);
                 let outcome = new.roster.restore(other.roster.snapshot());
                 new.read = self.log.len();
-                new.audience.note(outcome.changes);
+                new.subscribers.record(outcome.changes);
                 let until = self.now + GRACE;
-                new.parted.extend(outcome.parted.into_iter().map(|parted| (until, parted)));
+                new.released.extend(outcome.released.into_iter().map(|released| (until, released)));
                 new.tell();
                 self.nodes[node] = new;
-                self.say(node, PresenceUpdate::Hello);
+                self.say(node, PresenceUpdate::NodeStarted);
             }
             Act::Wait { steps } => {
                 self.now += steps;
@@ -266,29 +267,34 @@ impl World {
         }
     }
 
-    fn bury(&mut self, node: usize) {
+    fn remove_node(&mut self, node: usize) {
         let (Some(heard), Some(judge)) =
             (self.heard(self.nodes[node].id), self.nodes.iter().position(|node| node.alive))
         else {
             return;
         };
         let dead = self.nodes[node].id;
-        self.say(judge, PresenceUpdate::Dead(dead, heard));
+        self.say(judge, PresenceUpdate::NodeDead(dead, heard));
     }
 
     /// Any node may judge, also two of them, also one that lags behind.
     fn expire(&mut self) {
         for node in (0..NODES).filter(|node| self.nodes[*node].alive).collect::<Vec<_>>() {
             let now = self.now;
-            let (due, waiting) = std::mem::take(&mut self.nodes[node].parted)
+            let (due, waiting) = std::mem::take(&mut self.nodes[node].released)
                 .into_iter()
                 .partition(|(until, _)| *until <= now);
-            self.nodes[node].parted = waiting;
-            let due: Vec<(u64, Parted)> = due;
-            for (_, parted) in due {
-                if self.nodes[node].roster.parted(&channel(), parted.session) == Some(parted.at) {
-                    self.say(node, PresenceUpdate::Expire(channel(), parted.session, parted.at));
-                    self.nodes[node].parted.push((now + 1, parted));
+            self.nodes[node].released = waiting;
+            let due: Vec<(u64, ReleasedMember)> = due;
+            for (_, released) in due {
+                if self.nodes[node].roster.released(&channel(), released.session)
+                    == Some(released.at)
+                {
+                    self.say(
+                        node,
+                        PresenceUpdate::Expire(channel(), released.session, released.at),
+                    );
+                    self.nodes[node].released.push((now + 1, released));
                 }
             }
         }
@@ -357,7 +363,7 @@ proptest! {
                 prop_assert_eq!(world.nodes[node].shown.len(), 1);
             }
         }
-        let left = world.nodes.iter().map(|node| node.audience.look(&node.roster, &channel()).unwrap().number);
+        let left = world.nodes.iter().map(|node| node.subscribers.view(&node.roster, &channel()).unwrap().number);
         prop_assert!(left.into_iter().all(|news| news == 1), "more was told than that it came");
     }
 }
@@ -373,7 +379,7 @@ fn a_dead_nodes_sessions_leave_once_and_those_who_went_elsewhere_stay() {
         world.act(Act::Tell { node });
     }
     world.act(Act::Kill { node: 0 });
-    world.bury(0);
+    world.remove_node(0);
     world.settle();
     for node in &world.nodes[1..] {
         assert_eq!(node.shown.keys().copied().collect::<Vec<_>>(), [member(1, 0).session]);
@@ -384,30 +390,30 @@ fn a_dead_nodes_sessions_leave_once_and_those_who_went_elsewhere_stay() {
 #[test]
 fn a_channel_beyond_the_limit_is_counted_and_listed_again_when_it_is_small() {
     let mut roster = Roster::default();
-    let mut audience = PresenceSubscribers::new(2);
+    let mut subscribers = PresenceSubscribers::new(2);
     let from = NodeId(1);
     let mut offset = 0;
-    let mut apply = |roster: &mut Roster, audience: &mut PresenceSubscribers, word| {
+    let mut apply = |roster: &mut Roster, subscribers: &mut PresenceSubscribers, word| {
         offset += 1;
         let at = Position::new(Epoch::new(1), offset);
-        roster.hear(from, at);
-        audience.note(roster.apply(from, at, word).changes);
+        roster.node_heard(from, at);
+        subscribers.record(roster.apply(from, at, word).changes);
     };
-    audience.join(&roster, &channel(), Arc::new(Nobody), 0);
-    let told = |roster: &Roster, audience: &mut PresenceSubscribers| {
-        let news = audience.news(roster, true).pop().unwrap().news;
-        let ServerFrame::Presence { news, .. } = &news.frame else { panic!() };
+    subscribers.subscribe(&roster, &channel(), Arc::new(Nobody), 0);
+    let told = |roster: &Roster, subscribers: &mut PresenceSubscribers| {
+        let diff = subscribers.take_diffs(roster, true).pop().unwrap().diff;
+        let ServerFrame::Presence { frame: news, .. } = &diff.frame else { panic!() };
         (news.members.as_ref().map(Vec::len), news.joined.len(), news.left.len(), news.count)
     };
     for session in 0..3 {
-        apply(&mut roster, &mut audience, PresenceUpdate::Hold(channel(), member(session, 0)));
+        apply(&mut roster, &mut subscribers, PresenceUpdate::Hold(channel(), member(session, 0)));
     }
-    assert_eq!(told(&roster, &mut audience), (None, 0, 0, 3));
-    let (_, view) = audience.join(&roster, &channel(), Arc::new(Nobody), 0);
+    assert_eq!(told(&roster, &mut subscribers), (None, 0, 0, 3));
+    let (_, view) = subscribers.subscribe(&roster, &channel(), Arc::new(Nobody), 0);
     assert_eq!((view.members.is_none(), view.count), (true, 3));
-    apply(&mut roster, &mut audience, PresenceUpdate::Quit(channel(), member(0, 0).session));
-    assert!(audience.news(&roster, false).is_empty(), "counts are not due yet");
-    assert_eq!(told(&roster, &mut audience), (Some(2), 0, 0, 2));
-    apply(&mut roster, &mut audience, PresenceUpdate::Quit(channel(), member(1, 0).session));
-    assert_eq!(told(&roster, &mut audience), (None, 0, 1, 1));
+    apply(&mut roster, &mut subscribers, PresenceUpdate::Leave(channel(), member(0, 0).session));
+    assert!(subscribers.take_diffs(&roster, false).is_empty(), "counts are not due yet");
+    assert_eq!(told(&roster, &mut subscribers), (Some(2), 0, 0, 2));
+    apply(&mut roster, &mut subscribers, PresenceUpdate::Leave(channel(), member(1, 0).session));
+    assert_eq!(told(&roster, &mut subscribers), (None, 0, 1, 1));
 }

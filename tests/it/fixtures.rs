@@ -155,10 +155,10 @@ fn frame(name: &str) -> ServerFrame {
             ServerFrame::Unsubscribed { id: None, channel, code: Some(ErrorCode::Forbidden) }
         }
         "expiring" => ServerFrame::Expiring { within: 30_000 },
-        "presence" => ServerFrame::Presence { channel, news: Box::new(changes()) },
+        "presence" => ServerFrame::Presence { channel, frame: Box::new(changes()) },
         "presence counted" => {
             let news = PresenceFrame { count: 4711, ..PresenceFrame::default() };
-            ServerFrame::Presence { channel, news: Box::new(news) }
+            ServerFrame::Presence { channel, frame: Box::new(news) }
         }
         "shown" => {
             let session = Some("00112233445566778899".parse().unwrap());

@@ -54,7 +54,7 @@ pub enum ServerFrame {
         channel: Channel,
         /// The members, or the changes.
         #[serde(flatten)]
-        news: Box<PresenceFrame>,
+        frame: Box<PresenceFrame>,
     },
     /// The session joined a channel's presence or left it: the reply to a presence frame.
     Shown {
