@@ -7,6 +7,7 @@
 
 mod config;
 mod failure;
+mod grown_channels;
 mod health;
 mod interest;
 mod listener;
@@ -19,6 +20,7 @@ mod sequencer;
 mod session;
 mod store;
 mod tls;
+mod values;
 mod writers;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -30,11 +32,12 @@ use tokio::{sync::mpsc, time::timeout};
 pub use self::config::{ConnectionUrl, PostgresConfig};
 use self::{
     failure::{Backoff, Failure},
+    grown_channels::GrownChannels,
     health::HealthTracker,
     interest::Interest,
     listener::{Listener, Probe},
     pool::Pool,
-    pruner::{GrownChannels, Pruner},
+    pruner::Pruner,
     sequencer::{Seat, Sequencer},
     session::Target,
     store::PostgresStore,
@@ -226,10 +229,4 @@ fn until_stopped(
     stage.spawn(name, async move {
         let _ = stopping.run_until_cancelled(task).await;
     });
-}
-
-/// For the server, which counts in milliseconds.
-fn millis(duration: Duration) -> i64 {
-    // Half of what fits, so that adding it to a time of day never overflows.
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(i64::MAX / 2)
 }

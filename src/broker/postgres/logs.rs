@@ -5,9 +5,8 @@ use tokio_postgres::{Row, types::Type};
 use super::{
     failure::Failure,
     interest::Shard,
-    millis,
     pool::{Params, Pool},
-    writers::position,
+    values::{millis, position},
 };
 use crate::{
     broker::{Range, Retentions, Slice},

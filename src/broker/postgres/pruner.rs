@@ -1,6 +1,6 @@
 //! Lets go of what retention need not keep: little by little, and never holding a lock for long.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::{
     failure::Failure,
+    grown_channels::GrownChannels,
     logs,
     pool::{Params, Pool},
     sequencer::Seat,
@@ -24,24 +25,8 @@ const CHANNELS_MAX: usize = 500;
 /// Channels of the walk looked at each time: a million channels take some minutes.
 const WALK_MAX: usize = 10_000;
 
-/// Channels remembered for having grown. The walk comes by the others too, only later.
-const GROWN_MAX: usize = 100_000;
-
 const WALK: &str = "select id, name from crossfade.channel where $1 < id order by id limit $2";
 const FORGET_RECEIPTS: &str = include_str!("sql/forget_receipts.sql");
-
-/// The channels that have grown beyond what they need to keep, by this node's publishes.
-#[derive(Debug, Default)]
-pub(super) struct GrownChannels(HashSet<Channel>);
-
-impl GrownChannels {
-    /// One more.
-    pub(super) fn add(&mut self, channel: &Channel) {
-        if self.0.len() < GROWN_MAX && !self.0.contains(channel) {
-            self.0.insert(channel.clone());
-        }
-    }
-}
 
 /// Prunes. Every node trims the channels it made grow; who holds the sequencer's seat walks over
 /// all of them besides, for their age, and forgets ids.
@@ -69,7 +54,7 @@ impl Pruner {
     }
 
     async fn prune(&mut self) -> Result<(), Failure> {
-        let grown: Vec<_> = std::mem::take(&mut self.grown.lock().0).into_iter().collect();
+        let grown = self.grown.lock().take();
         for piece in grown.chunks(CHANNELS_MAX) {
             self.trim(piece.to_vec()).await?;
         }

@@ -18,8 +18,8 @@ use super::{
     failure::{Backoff, Failure},
     health::{HealthTracker, Part},
     interest::{Hearing, Interest},
-    millis,
     session::{Session, Target},
+    values::millis,
 };
 use crate::broker::Retentions;
 

@@ -8,8 +8,8 @@ use tokio_postgres::{Row, types::Type};
 use super::{
     failure::Failure,
     health::HealthTracker,
-    millis,
     pool::{Params, Pool},
+    values::millis,
 };
 use crate::broker::{
     BrokerError,

@@ -12,15 +12,12 @@ use tokio_postgres::types::Type;
 
 use super::{
     failure::{Backoff, Failure},
+    grown_channels::GrownChannels,
     health::{HealthTracker, Part},
-    millis,
-    pruner::GrownChannels,
     session::{Session, Target},
+    values::{millis, position},
 };
-use crate::{
-    broker::{BrokerError, Publication, Receipt, Retentions},
-    protocol::{Epoch, Position},
-};
+use crate::broker::{BrokerError, Publication, Receipt, Retentions};
 
 /// Publications per call, give or take one caller's piece.
 const BATCH_MAX: usize = 1000;
@@ -239,9 +236,4 @@ impl Writer {
             let _ = reply.send(vec![Err(error.clone()); batch.len()]);
         }
     }
-}
-
-/// A place in a log, from its two columns.
-pub(super) fn position(epoch: i64, offset: i64) -> Position {
-    Position::new(Epoch::new(epoch.cast_unsigned()), offset.cast_unsigned())
 }

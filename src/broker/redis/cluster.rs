@@ -1,4 +1,4 @@
-//! Following a Cluster: which master has which slot, now.
+//! Follows a Redis Cluster's topology: which master owns which slots.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,27 +9,29 @@ use tracing::{info, warn};
 
 use super::{
     server::{Server, connect, moved, place},
-    shard::{Context, Map, SLOTS, Shard},
+    shard::Shard,
+    shards::Shards,
+    slot_map::SLOTS,
 };
 use crate::lifecycle::Stage;
 
-/// How often the Cluster is asked even though nothing seems wrong.
+/// How often the topology is read although nothing seems wrong.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How long it is left in peace however wrong it seems.
-const PEACE: Duration = Duration::from_millis(50);
+/// The topology is read no sooner again than after this.
+const MIN_PAUSE: Duration = Duration::from_millis(50);
 
-/// Keeps the site's map.
+/// Keeps the shards and their slots up to date.
 pub(super) struct Follower {
-    pub(super) site: Arc<Context>,
+    pub(super) shards: Arc<Shards>,
     pub(super) stage: Stage,
-    /// Any of them will do.
+    /// Addresses to ask first; any of them will do.
     pub(super) seeds: Vec<ConnectionInfo>,
-    /// Why there is no map.
-    pub(super) trouble: Arc<Mutex<Option<String>>>,
+    /// Why the topology is not known.
+    pub(super) failure: Arc<Mutex<Option<String>>>,
 }
 
-/// Who has the slots from the first to the second.
-type View = BTreeMap<(usize, usize), Node>;
+/// The owner of each range of slots, first to last.
+type Topology = BTreeMap<(usize, usize), Node>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Node {
@@ -40,54 +42,57 @@ struct Node {
 impl Follower {
     pub(super) async fn follow(self) {
         let stop = self.stage.stopping().clone();
-        let mut known = View::new();
+        let mut known = Topology::new();
         let mut tick = interval(ASK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for turn in 0usize.. {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
-                () = self.site.stale.notified() => {}
+                () = self.shards.context.stale.notified() => {}
             }
             let asked = tokio::select! {
                 () = stop.cancelled() => return,
                 asked = self.ask(turn) => asked,
             };
             match asked {
-                Ok((view, seed)) => {
-                    *self.trouble.lock() = None;
-                    if view != known {
-                        self.adopt(&view, &seed);
-                        known = view;
+                Ok((topology, seed)) => {
+                    *self.failure.lock() = None;
+                    if topology != known {
+                        self.adopt(&topology, &seed);
+                        known = topology;
                     }
                 }
                 Err(why) => {
-                    if self.trouble.lock().replace(why.clone()).is_none() {
-                        warn!(%why, "the Redis Cluster does not tell its slots, trying on");
+                    if self.failure.lock().replace(why.clone()).is_none() {
+                        warn!(%why, "the topology of the Redis Cluster cannot be read; retrying");
                     }
                 }
             }
-            let _ = timeout(PEACE, stop.cancelled()).await;
+            let _ = timeout(MIN_PAUSE, stop.cancelled()).await;
         }
     }
 
-    /// Asks a master that is connected, another one each turn; else the seeds.
-    async fn ask(&self, turn: usize) -> Result<(View, ConnectionInfo), String> {
-        let map = self.site.map();
-        let lines: Vec<_> = map.shards.iter().filter_map(|s| s.reading.line().ok()).collect();
+    /// Asks a connected master, another one each turn; else the seeds.
+    async fn ask(&self, turn: usize) -> Result<(Topology, ConnectionInfo), String> {
+        let shards = self.shards.all();
+        let lines: Vec<_> = shards.iter().filter_map(|s| s.reading.line().ok()).collect();
         let mut reasons = Vec::new();
         if let Some(line) = lines.get(turn.checked_rem(lines.len()).unwrap_or(0)) {
-            match timeout(self.site.timeout, slots(line.connection.clone(), &line.info)).await {
-                Ok(Ok(view)) => return Ok((view, (*line.info).clone())),
+            match timeout(self.shards.context.timeout, slots(line.connection.clone(), &line.info))
+                .await
+            {
+                Ok(Ok(topology)) => return Ok((topology, (*line.info).clone())),
                 Ok(Err(error)) => reasons.push(format!("{}: {error}", place(&line.info))),
                 Err(_) => reasons.push(format!("{} did not answer", place(&line.info))),
             }
         }
-        let each = self.site.timeout / u32::try_from(self.seeds.len().max(1)).unwrap_or(u32::MAX);
+        let each = self.shards.context.timeout
+            / u32::try_from(self.seeds.len().max(1)).unwrap_or(u32::MAX);
         for seed in &self.seeds {
             let asked = async { slots(connect(seed, each).await?, seed).await };
             match timeout(each, asked).await {
-                Ok(Ok(view)) => return Ok((view, seed.clone())),
+                Ok(Ok(topology)) => return Ok((topology, seed.clone())),
                 Ok(Err(error)) => reasons.push(format!("{}: {error}", place(seed))),
                 Err(_) => reasons.push(format!("{} did not answer", place(seed))),
             }
@@ -95,31 +100,27 @@ impl Follower {
         Err(reasons.join("; "))
     }
 
-    /// Connects to the masters that are new, parts from those that are none any more.
-    fn adopt(&self, view: &View, seed: &ConnectionInfo) {
-        let old = self.site.map();
-        let mut map = Map { shards: Vec::new(), slots: vec![None; SLOTS] };
-        for ((first, last), Node { host, port }) in view {
+    /// Connects to new masters and closes the connections to former ones.
+    fn adopt(&self, topology: &Topology, seed: &ConnectionInfo) {
+        let before = self.shards.all();
+        let (mut shards, mut slots) = (Vec::<Arc<Shard>>::new(), vec![None; SLOTS]);
+        for ((first, last), Node { host, port }) in topology {
             let server = Server::Fixed(moved(seed, host.clone(), *port));
             let name = server.name();
-            let index = map.shards.iter().position(|shard| shard.name == name);
+            let index = shards.iter().position(|shard| shard.name == name);
             let index = index.unwrap_or_else(|| {
-                let known = old.shards.iter().find(|shard| shard.name == name).cloned();
-                let shard = known.unwrap_or_else(|| Shard::open(&self.site, server, &self.stage));
-                map.shards.push(shard);
-                map.shards.len() - 1
+                let known = before.iter().find(|shard| shard.name == name).cloned();
+                let shard =
+                    known.unwrap_or_else(|| Shard::open(&self.shards.context, server, &self.stage));
+                shards.push(shard);
+                shards.len() - 1
             });
-            let range = map.slots.iter_mut().take(last + 1).skip(*first);
+            let range = slots.iter_mut().take(last + 1).skip(*first);
             range.for_each(|slot| *slot = u16::try_from(index).ok());
         }
-        let names: Vec<_> = map.shards.iter().map(|shard| shard.name.clone()).collect();
-        info!(masters = ?names, "the Redis Cluster's slots lie so");
-        for shard in &old.shards {
-            if !names.contains(&shard.name) {
-                shard.close();
-            }
-        }
-        self.site.map.send_replace(Arc::new(map));
+        let names: Vec<_> = shards.iter().map(|shard| &shard.name).collect();
+        info!(masters = ?names, "the Redis Cluster's topology changed");
+        self.shards.replace(shards, slots);
     }
 }
 
@@ -127,15 +128,15 @@ impl Follower {
 async fn slots(
     mut connection: redis::aio::MultiplexedConnection,
     asked: &ConnectionInfo,
-) -> RedisResult<View> {
+) -> RedisResult<Topology> {
     let answer = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
     let ranges = if let Value::Array(ranges) = answer { ranges } else { Vec::new() };
-    let view: View = ranges.iter().filter_map(|range| range_of(range, asked)).collect();
-    if view.is_empty() {
-        // A node that was taken out of the Cluster knows nothing about it.
-        return Err((redis::ErrorKind::UnexpectedReturnType, "it knows no slots").into());
+    let topology: Topology = ranges.iter().filter_map(|range| range_of(range, asked)).collect();
+    if topology.is_empty() {
+        // A node that was removed from the Cluster knows no slots.
+        return Err((redis::ErrorKind::UnexpectedReturnType, "the node knows no slots").into());
     }
-    Ok(view)
+    Ok(topology)
 }
 
 fn range_of(range: &Value, asked: &ConnectionInfo) -> Option<((usize, usize), Node)> {
@@ -146,7 +147,7 @@ fn range_of(range: &Value, asked: &ConnectionInfo) -> Option<((usize, usize), No
     let [host, Value::Int(port), ..] = &master[..] else { return None };
     let host = match host {
         Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
-        // A node that does not know its own name means: where you asked.
+        // A node that does not know its own name means the address it was asked at.
         _ => host_of(asked)?,
     };
     let slot = |number: &i64| usize::try_from(*number).ok().filter(|slot| *slot < SLOTS);

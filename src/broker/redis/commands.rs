@@ -1,40 +1,42 @@
-//! Sending commands to where their channels lie, in one pipeline per master, and judging what went
-//! wrong.
+//! Sends commands to the shards that own their channels, in one pipeline per shard, and decides which
+//! are sent again.
 
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisResult, Value};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     command_connection::{CommandConnection, Line},
+    error::{failure, unavailable},
     library,
-    shard::{Context, Map, Shard},
+    shard::Shard,
+    shards::Shards,
 };
 use crate::{broker::BrokerError, protocol::Channel};
 
-/// Over which of a shard's connections.
+/// Which of a shard's connections is used.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Route {
-    /// The one for writing; what must be the newest is read over it too.
+    /// The one for writes, and for reads that must be current.
     Writing,
-    /// The one for reading.
+    /// The one for reads.
     Reading,
 }
 
-/// Commands that end together.
+/// Commands with a common deadline.
 pub(super) struct Commands<'a> {
-    site: &'a Context,
+    shards: &'a Shards,
     deadline: Instant,
 }
 
-/// What became of a command.
+/// What came of a command.
 enum CommandOutcome {
-    Settled(Result<Value, BrokerError>),
-    /// The library was missing there, and has been loaded.
-    Loaded,
-    /// The channel lies elsewhere.
+    Done(Result<Value, BrokerError>),
+    /// The function library was missing there, and has been loaded.
+    LibraryLoaded,
+    /// Another shard owns the channel.
     Moved(BrokerError),
 }
 
@@ -42,31 +44,33 @@ enum CommandOutcome {
 type Share = (Arc<Shard>, Vec<usize>);
 
 impl<'a> Commands<'a> {
-    /// Commands that take as long as the configuration allows.
-    pub(super) fn new(site: &'a Context) -> Self {
-        Self { site, deadline: Instant::now() + site.timeout }
+    /// Commands that may take `broker.redis.timeout`.
+    pub(super) fn new(shards: &'a Shards) -> Self {
+        Self { shards, deadline: Instant::now() + shards.context.timeout }
     }
 
-    /// Sends a command for each channel, those for one channel in their order. One answer for each.
-    /// What went to the wrong place, or before the library was there, was not done: it is sent again.
+    /// Sends a command for each channel, those of one channel in order. Returns one answer for each. A
+    /// command that went to the wrong shard, or before the function library was loaded, was not
+    /// performed: it is sent again.
     pub(super) async fn each(
         &self,
-        over: Route,
+        route: Route,
         channels: &[&Channel],
         command: impl Fn(usize) -> Cmd,
     ) -> Vec<Result<Value, BrokerError>> {
-        let nowhere = || Err(unavailable("redis", "no master has the channel's slot"));
-        let mut answers: Vec<_> = channels.iter().map(|_| nowhere()).collect();
+        let no_owner = || Err(unavailable("redis", "no master has the channel's slot"));
+        let mut answers: Vec<_> = channels.iter().map(|_| no_owner()).collect();
         let mut left: Vec<usize> = (0..channels.len()).collect();
         for _try in 0..2 {
             let mut again = Vec::new();
             let mut moved = false;
-            let shares = shares(&self.site.map(), channels, &left);
-            let fates = join_all(shares.iter().map(|share| self.send(over, share, &command))).await;
-            for (number, fate) in fates.into_iter().flatten() {
-                answers[number] = match fate {
-                    CommandOutcome::Settled(answer) => answer,
-                    CommandOutcome::Loaded => {
+            let shares = shares(self.shards, channels, &left);
+            let outcomes =
+                join_all(shares.iter().map(|share| self.send(route, share, &command))).await;
+            for (number, outcome) in outcomes.into_iter().flatten() {
+                answers[number] = match outcome {
+                    CommandOutcome::Done(answer) => answer,
+                    CommandOutcome::LibraryLoaded => {
                         again.push(number);
                         Err(unavailable("redis", "the function library was lost"))
                     }
@@ -81,7 +85,7 @@ impl<'a> Commands<'a> {
                 break;
             }
             if moved {
-                self.site.remap(self.deadline).await;
+                self.shards.context.refresh_slots(self.deadline).await;
             }
             again.sort_unstable();
             left = again;
@@ -91,20 +95,20 @@ impl<'a> Commands<'a> {
 
     async fn send(
         &self,
-        over: Route,
+        route: Route,
         (shard, numbers): &Share,
         command: &impl Fn(usize) -> Cmd,
     ) -> Vec<(usize, CommandOutcome)> {
-        let link = match over {
+        let connection = match route {
             Route::Writing => &shard.writing,
             Route::Reading => &shard.reading,
         };
         let all = |why: &dyn std::fmt::Display| {
             let settled =
-                |number| (number, CommandOutcome::Settled(Err(unavailable(&shard.place(), why))));
+                |number| (number, CommandOutcome::Done(Err(unavailable(&shard.place(), why))));
             numbers.iter().map(|number| settled(*number)).collect()
         };
-        let mut line = match link.line() {
+        let mut line = match connection.line() {
             Ok(line) => line,
             Err(why) => return all(&why),
         };
@@ -117,79 +121,63 @@ impl<'a> Commands<'a> {
         let answers = match timeout_at(self.deadline, sent).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => {
-                link.doubt();
+                connection.doubt();
                 return all(&error);
             }
             Err(_) => {
-                link.doubt();
+                connection.doubt();
                 return all(&"no answer in time");
             }
         };
-        self.judge(shard, link, &mut line, numbers, answers).await
+        self.outcomes(shard, connection, &mut line, numbers, answers).await
     }
 
-    async fn judge(
+    async fn outcomes(
         &self,
         shard: &Shard,
-        link: &CommandConnection,
+        connection: &CommandConnection,
         line: &mut Line,
         numbers: &[usize],
         answers: Vec<RedisResult<Value>>,
     ) -> Vec<(usize, CommandOutcome)> {
         let mut missing = false;
-        let mut fates = Vec::with_capacity(numbers.len());
+        let mut outcomes = Vec::with_capacity(numbers.len());
         for (number, answer) in numbers.iter().zip(answers) {
-            let fate = match answer.and_then(Value::extract_error) {
-                Ok(value) => CommandOutcome::Settled(Ok(value)),
+            let outcome = match answer.and_then(Value::extract_error) {
+                Ok(value) => CommandOutcome::Done(Ok(value)),
                 Err(error) if library::is_missing(&error) => {
                     missing = true;
-                    CommandOutcome::Loaded
+                    CommandOutcome::LibraryLoaded
                 }
                 Err(error) if error.code() == Some("MOVED") => {
                     CommandOutcome::Moved(failure(&shard.place(), &error))
                 }
                 Err(error) => {
                     if error.code() == Some("READONLY") {
-                        link.doubt();
+                        connection.doubt();
                     }
-                    CommandOutcome::Settled(Err(failure(&shard.place(), &error)))
+                    CommandOutcome::Done(Err(failure(&shard.place(), &error)))
                 }
             };
-            fates.push((*number, fate));
+            outcomes.push((*number, outcome));
         }
         if missing {
             // If this fails the second try does too, and says why.
             let _ = timeout_at(self.deadline, library::load(&mut line.connection)).await;
         }
-        fates
+        outcomes
     }
 }
 
-/// Sorts what is left by shard. What has no shard is left out.
-fn shares(map: &Map, channels: &[&Channel], left: &[usize]) -> Vec<Share> {
+/// Sorts commands by shard. Those whose channel has no owner are left out.
+fn shares(shards: &Shards, channels: &[&Channel], left: &[usize]) -> Vec<Share> {
     let mut shares: Vec<Share> = Vec::new();
     for number in left {
-        let Some(owner) = map.owner(channels[*number]) else { continue };
-        match shares.iter_mut().find(|(shard, _)| Arc::ptr_eq(shard, owner)) {
+        let Some(owner) = shards.owner(channels[*number]) else { continue };
+        match shares.iter_mut().find(|(shard, _)| Arc::ptr_eq(shard, &owner)) {
             Some((_, numbers)) => numbers.push(*number),
-            None => shares.push((Arc::clone(owner), vec![*number])),
+            None => shares.push((owner, vec![*number])),
         }
     }
     shares
-}
-
-/// What the server says about the command itself is final; everything else may pass: it is full,
-/// loading, no master, on the move.
-pub(super) fn failure(place: &str, error: &RedisError) -> BrokerError {
-    let reason = error.to_string();
-    let broker = place.to_owned();
-    let ours = error.detail().is_some_and(|detail| detail.starts_with("crossfade:"));
-    if ours || matches!(error.code(), Some("WRONGTYPE" | "NOPERM" | "CROSSSLOT")) {
-        return BrokerError::Refused { broker, reason };
-    }
-    BrokerError::Unavailable { broker, reason }
-}
-
-pub(super) fn unavailable(place: &str, why: impl std::fmt::Display) -> BrokerError {
-    BrokerError::Unavailable { broker: place.to_owned(), reason: why.to_string() }
 }

@@ -171,7 +171,7 @@ fn event(entry: Value) -> RedisResult<(u64, Event)> {
 }
 
 /// What a listener hears: `EPOCH-OFFSET TIME ID LENGTH-OF-NAME NAMEDATA`.
-pub(super) fn news(channel: Channel, payload: &[u8]) -> Option<Entry> {
+pub(super) fn notification(channel: Channel, payload: &[u8]) -> Option<Entry> {
     let mut words = payload.splitn(5, |byte| *byte == b' ');
     let position: Position = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
     let (time, id, name_len, rest) = (words.next()?, words.next()?, words.next()?, words.next()?);
@@ -203,18 +203,19 @@ mod tests {
     #[test]
     fn news_are_taken_apart_where_they_were_put_together() {
         let channel: Channel = "orders:42".parse().unwrap();
-        let entry = news(channel.clone(), b"k3f9-17 1700000000000 id-1 5 a b c{\"d\": 1}").unwrap();
+        let entry =
+            notification(channel.clone(), b"k3f9-17 1700000000000 id-1 5 a b c{\"d\": 1}").unwrap();
         assert_eq!(entry.position, "k3f9-17".parse().unwrap());
         assert_eq!(entry.event.name.unwrap().as_str(), "a b c");
         assert_eq!(entry.event.data.as_str(), "{\"d\": 1}");
-        let entry = news(channel, b"k3f9-17 1 id-1 0 not json").unwrap();
+        let entry = notification(channel, b"k3f9-17 1 id-1 0 not json").unwrap();
         assert_eq!((entry.event.name, entry.event.data.as_str()), (None, "\"not json\""));
     }
 
     proptest! {
         #[test]
         fn no_payload_makes_the_reader_panic(payload: Vec<u8>) {
-            news("a".parse().unwrap(), &payload);
+            notification("a".parse().unwrap(), &payload);
         }
     }
 }

@@ -7,8 +7,8 @@ use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 
 use super::{
     commands::{Commands, Route},
-    shard::Context,
-    understood,
+    error::decoded,
+    shards::Shards,
 };
 use crate::{
     broker::{
@@ -21,29 +21,29 @@ use crate::{
 /// Keeps the records in Redis.
 #[derive(Debug)]
 pub(super) struct RedisStore {
-    site: Arc<Context>,
+    shards: Arc<Shards>,
     /// Where they lie in a Cluster.
     place: Channel,
 }
 
 impl RedisStore {
-    pub(super) fn new(site: Arc<Context>) -> Self {
+    pub(super) fn new(shards: Arc<Shards>) -> Self {
         let place = Channel::stored("crossfade:store").expect("a name within the alphabet");
-        Self { site, place }
+        Self { shards, place }
     }
 
     fn key(&self, what: &str) -> String {
-        format!("{}:{what}", self.site.keys.head(&self.place))
+        format!("{}:{what}", self.shards.context.keys.head(&self.place))
     }
 
     fn function(&self, name: &str) -> Cmd {
         let mut command = redis::cmd("FCALL");
-        command.arg(name).arg(1).arg(self.site.keys.head(&self.place));
+        command.arg(name).arg(1).arg(self.shards.context.keys.head(&self.place));
         command
     }
 
     async fn ask(&self, command: Cmd) -> Result<Value, BrokerError> {
-        let calls = Commands::new(&self.site);
+        let calls = Commands::new(&self.shards);
         // What must be the newest is read over the writing connection too.
         calls.each(Route::Writing, &[&self.place], |_| command.clone()).await.remove(0)
     }
@@ -55,7 +55,7 @@ impl Store for RedisStore {
         let mut command = redis::cmd("HGET");
         command.arg(self.key("records")).arg(key);
         let found: Option<String> = read(self.ask(command).await?)?;
-        found.as_deref().map(|text| understood(record(text))).transpose()
+        found.as_deref().map(|text| decoded(record(text))).transpose()
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<(String, Record)>, BrokerError> {
@@ -64,7 +64,7 @@ impl Store for RedisStore {
         let all: HashMap<String, String> = read(self.ask(command).await?)?;
         let ours = all.into_iter().filter(|(key, _)| key.starts_with(prefix));
         let mut found = ours
-            .map(|(key, text)| Ok((key, understood(record(&text))?)))
+            .map(|(key, text)| Ok((key, decoded(record(&text))?)))
             .collect::<Result<Vec<_>, BrokerError>>()?;
         found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
@@ -77,7 +77,7 @@ impl Store for RedisStore {
             command.arg(note);
         }
         let (done, found): (bool, String) = read(self.ask(command).await?)?;
-        understood(match done {
+        decoded(match done {
             true => found.parse().map(Written::Done).map_err(|_| odd("a version that is none")),
             false if found.is_empty() => Ok(Written::Conflict(None)),
             false => record(&found).map(|record| Written::Conflict(Some(record))),
@@ -99,7 +99,7 @@ impl Store for RedisStore {
             let page: Vec<(String, HashMap<String, String>)> = read(self.ask(command).await?)?;
             let Some((last, _)) = page.last() else { break };
             end = format!("({last}");
-            let found = page.into_iter().map(|(at, fields)| understood(note(&at, fields)));
+            let found = page.into_iter().map(|(at, fields)| decoded(note(&at, fields)));
             for note in found {
                 let note = note?;
                 if note.key.starts_with(prefix) {
@@ -161,7 +161,7 @@ fn record(text: &str) -> RedisResult<Record> {
 
 fn read<T: FromRedisValue>(answer: Value) -> Result<T, BrokerError> {
     let answer = answer.extract_error();
-    understood(answer.and_then(|answer| Ok(redis::from_redis_value(answer)?)))
+    decoded(answer.and_then(|answer| Ok(redis::from_redis_value(answer)?)))
 }
 
 fn odd(what: &'static str) -> RedisError {

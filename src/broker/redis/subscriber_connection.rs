@@ -1,5 +1,5 @@
-//! One listening connection, from the first subscription to its end: who asked for what, what is
-//! heard, and whether the other side still lives.
+//! One connection for subscriptions: which channels are subscribed to, which requests wait for the
+//! server's confirmation, and whether the server is alive.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -16,55 +16,55 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    context::Context,
     dial::Wire,
     library,
     resp::{self, Reply},
-    shard::Context,
-    subscriber::{NotSubscribed, Order},
+    subscription::{NotSubscribed, SubscriptionRequest},
 };
 use crate::{broker::Incoming, protocol::Channel};
 
-/// Subscriptions under way while catching up.
-const ASKED_AT_ONCE: usize = 512;
-/// Read at once, at least.
+/// Unconfirmed subscriptions while catching up.
+const UNCONFIRMED_MAX: usize = 512;
+/// Free bytes of the read buffer, at least.
 const READ_BYTES: usize = 64 * 1024;
-/// After so many ticks without a byte, a PING among them, the other side is dead.
+/// After this many ticks without a byte, a PING among them, the server is dead.
 const QUIET_TICKS: u32 = 3;
 
-/// What [`SubscriberConnection::on_tick`] is to be called by.
+/// The ticks by which [`SubscriberConnection::on_tick`] has to be called.
 pub(super) fn ticks() -> Interval {
     let mut tick = interval(Duration::from_secs(1));
-    // After a wait for the node there is one tick, not many: the silence was ours.
+    // After a wait for the node there is one tick, not many: the silence was not the server's.
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick
 }
 
-/// A conversation with a server.
+/// A connection to a server.
 pub(super) struct SubscriberConnection {
-    site: Arc<Context>,
+    context: Arc<Context>,
     wire: Box<dyn Wire>,
     inbox: BytesMut,
     outbox: BytesMut,
-    /// The server answers in order.
-    asked: VecDeque<Asked>,
-    /// By the name of the bell.
-    heard: HashMap<Bytes, Channel>,
-    /// Still to be asked for.
+    /// Requests without an answer: the server answers in order.
+    unconfirmed: VecDeque<Unconfirmed>,
+    /// Channels by the name of their Pub/Sub channel.
+    subscribed: HashMap<Bytes, Channel>,
+    /// Still to be subscribed to.
     todo: Vec<Channel>,
     catching_up: Option<CatchingUp>,
-    track: SyncState,
-    byte_came: bool,
-    quiet: u32,
+    sync: SyncState,
+    received: bool,
+    quiet_ticks: u32,
 }
 
-enum Asked {
-    Hear { bell: Bytes, channel: Channel, why: Why },
-    Leave { bell: Bytes },
+enum Unconfirmed {
+    Subscribe { name: Bytes, channel: Channel, cause: Cause },
+    Unsubscribe { name: Bytes },
     Ping,
 }
 
-enum Why {
-    Ordered(oneshot::Sender<Result<(), NotSubscribed>>),
+enum Cause {
+    Requested(oneshot::Sender<Result<(), NotSubscribed>>),
     CatchingUp,
 }
 
@@ -74,97 +74,102 @@ struct CatchingUp {
     found: usize,
 }
 
-/// Whether what is heard is what is wanted.
+/// Whether the subscribed channels are the wanted ones.
 #[derive(PartialEq, Eq)]
 enum SyncState {
-    Kept,
-    /// To be looked at with the next tick.
+    InSync,
+    /// To be checked with the next tick.
     Doubtful,
-    Lost,
+    OutOfSync,
 }
 
 impl SubscriberConnection {
-    pub(super) fn new(site: Arc<Context>, wire: Box<dyn Wire>) -> Self {
+    pub(super) fn new(context: Arc<Context>, wire: Box<dyn Wire>) -> Self {
         Self {
-            site,
+            context,
             wire,
             inbox: BytesMut::new(),
             outbox: BytesMut::new(),
-            asked: VecDeque::new(),
-            heard: HashMap::new(),
+            unconfirmed: VecDeque::new(),
+            subscribed: HashMap::new(),
             todo: Vec::new(),
             catching_up: None,
-            track: SyncState::Kept,
-            byte_came: false,
-            quiet: 0,
+            sync: SyncState::InSync,
+            received: false,
+            quiet_ticks: 0,
         }
     }
 
-    /// Hears what is wanted and not heard, leaves what is heard and not wanted.
+    /// Subscribes to what is wanted and unsubscribes from what is not.
     pub(super) fn catch_up(&mut self, wanted: &HashSet<Channel>) {
-        self.track = SyncState::Kept;
-        let heard: HashSet<Channel> = self.heard.values().cloned().collect();
-        self.todo = wanted.difference(&heard).cloned().collect();
+        self.sync = SyncState::InSync;
+        let subscribed: HashSet<Channel> = self.subscribed.values().cloned().collect();
+        self.todo = wanted.difference(&subscribed).cloned().collect();
         self.catching_up = Some(CatchingUp { left: self.todo.len(), found: 0 });
-        for channel in heard.difference(wanted) {
-            self.leave(channel);
+        for channel in subscribed.difference(wanted) {
+            self.unsubscribe(channel);
         }
     }
 
-    /// Once after each [`catch_up`](Self::catch_up): how many channels it made heard.
+    /// Once after each [`catch_up`](Self::catch_up): how many channels it subscribed to.
     pub(super) fn caught_up(&mut self) -> Option<usize> {
         self.catching_up.take_if(|round| round.left == 0).map(|round| round.found)
     }
 
-    /// What is heard may be less than what is wanted.
-    pub(super) fn lose_track(&mut self) {
-        self.track = SyncState::Lost;
+    /// The subscribed channels may not be the wanted ones any more.
+    pub(super) fn mark_out_of_sync(&mut self) {
+        self.sync = SyncState::OutOfSync;
     }
 
-    /// It is time to [`catch_up`](Self::catch_up).
-    pub(super) fn lost_track(&self) -> bool {
-        self.track == SyncState::Lost && self.catching_up.is_none()
+    /// Whether it is time to [`catch_up`](Self::catch_up).
+    pub(super) fn is_out_of_sync(&self) -> bool {
+        self.sync == SyncState::OutOfSync && self.catching_up.is_none()
     }
 
-    pub(super) fn on_order(&mut self, order: Order) {
-        match order {
-            Order::Leave(channel) => self.leave(&channel),
-            Order::Hear(channel, reply) if self.heard.contains_key(&*self.bell(&channel)) => {
+    pub(super) fn on_request(&mut self, request: SubscriptionRequest) {
+        match request {
+            SubscriptionRequest::Unsubscribe(channel) => self.unsubscribe(&channel),
+            SubscriptionRequest::Subscribe(channel, reply)
+                if self.subscribed.contains_key(&*self.pubsub_name(&channel)) =>
+            {
                 let _ = reply.send(Ok(()));
             }
-            Order::Hear(channel, reply) => self.ask(channel, Why::Ordered(reply)),
+            SubscriptionRequest::Subscribe(channel, reply) => {
+                self.subscribe(channel, Cause::Requested(reply));
+            }
         }
     }
 
-    /// Errs when the other side has been silent for too long.
+    /// Fails when the server has been silent for too long.
     pub(super) fn on_tick(&mut self) -> Result<(), String> {
-        if self.track == SyncState::Doubtful {
-            self.track = SyncState::Lost;
+        if self.sync == SyncState::Doubtful {
+            self.sync = SyncState::OutOfSync;
         }
-        self.quiet = if std::mem::take(&mut self.byte_came) { 0 } else { self.quiet + 1 };
-        if QUIET_TICKS < self.quiet {
-            return Err(format!("no sign of life for {} s", self.quiet));
+        self.quiet_ticks =
+            if std::mem::take(&mut self.received) { 0 } else { self.quiet_ticks + 1 };
+        if QUIET_TICKS < self.quiet_ticks {
+            return Err(format!("the server has been silent for {} s", self.quiet_ticks));
         }
-        if self.quiet == 1 {
+        if self.quiet_ticks == 1 {
             resp::put(&mut self.outbox, &[b"PING"]);
-            self.asked.push_back(Asked::Ping);
+            self.unconfirmed.push_back(Unconfirmed::Ping);
         }
         Ok(())
     }
 
-    /// Sends what has been written.
+    /// Sends queued commands.
     pub(super) async fn flush(&mut self) -> Result<(), String> {
-        while self.asked.len() < ASKED_AT_ONCE
+        while self.unconfirmed.len() < UNCONFIRMED_MAX
             && let Some(channel) = self.todo.pop()
         {
-            self.ask(channel, Why::CatchingUp);
+            self.subscribe(channel, Cause::CatchingUp);
         }
         let sending = async {
             self.wire.write_all_buf(&mut self.outbox).await?;
             self.wire.flush().await
         };
-        let sent = timeout(self.site.timeout, sending).await;
-        sent.map_err(|_| "it takes no commands".to_owned())?.map_err(|error| error.to_string())
+        let sent = timeout(self.context.timeout, sending).await;
+        sent.map_err(|_| "it accepts no commands".to_owned())?.map_err(|error| error.to_string())
     }
 
     /// Waits for bytes. Cancel-safe.
@@ -173,17 +178,19 @@ impl SubscriberConnection {
         match self.wire.read_buf(&mut self.inbox).await {
             Ok(0) => Err("the connection was closed".to_owned()),
             Ok(_) => {
-                self.byte_came = true;
+                self.received = true;
                 Ok(())
             }
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// Understands what has been read, and passes news up. Waits for the node.
-    pub(super) async fn digest(&mut self) -> Result<(), String> {
-        while let Some(said) = resp::take(&mut self.inbox).map_err(|_| "this is no Redis")? {
-            let texts = match said {
+    /// Processes what has been read: notifications go up the feed. Waits for the node.
+    pub(super) async fn process(&mut self) -> Result<(), String> {
+        while let Some(reply) =
+            resp::take(&mut self.inbox).map_err(|_| "the server does not speak RESP")?
+        {
+            let texts = match reply {
                 Reply::Status => {
                     self.on_pong();
                     continue;
@@ -195,97 +202,105 @@ impl SubscriberConnection {
                 Reply::Array(texts) => texts,
             };
             match (texts.first().map(|kind| &**kind), texts.get(1), texts.get(2)) {
-                (Some(b"message" | b"smessage"), Some(bell), Some(payload)) => {
-                    self.on_bell(bell, payload).await?;
+                (Some(b"message" | b"smessage"), Some(name), Some(payload)) => {
+                    self.on_notification(name, payload).await?;
                 }
-                (Some(b"subscribe" | b"ssubscribe"), Some(bell), _) => self.on_heard(bell),
-                (Some(b"unsubscribe" | b"sunsubscribe"), Some(bell), _) => self.on_left(bell),
+                (Some(b"subscribe" | b"ssubscribe"), Some(name), _) => self.on_subscribed(name),
+                (Some(b"unsubscribe" | b"sunsubscribe"), Some(name), _) => {
+                    self.on_unsubscribed(name)
+                }
                 _ => self.on_pong(),
             }
         }
         Ok(())
     }
 
-    async fn on_bell(&mut self, bell: &Bytes, payload: &Bytes) -> Result<(), String> {
-        let Some(channel) = self.heard.get(bell).cloned() else { return Ok(()) };
-        let Some(entry) = library::news(channel, payload) else {
-            debug!(bell = %String::from_utf8_lossy(bell), "somebody else rang the bell");
+    async fn on_notification(&mut self, name: &Bytes, payload: &Bytes) -> Result<(), String> {
+        let Some(channel) = self.subscribed.get(name).cloned() else { return Ok(()) };
+        let Some(entry) = library::notification(channel, payload) else {
+            debug!(
+                channel = %String::from_utf8_lossy(name),
+                "a Pub/Sub message is no notification of the function library: ignored"
+            );
             return Ok(());
         };
-        let sent = self.site.feed.send(Incoming::Entry(entry)).await;
-        sent.map_err(|_| "nobody wants the news any more".to_owned())
+        let sent = self.context.feed.send(Incoming::Entry(entry)).await;
+        sent.map_err(|_| "the node has stopped".to_owned())
     }
 
-    fn on_heard(&mut self, bell: &Bytes) {
-        if !matches!(self.asked.front(), Some(Asked::Hear { bell: asked, .. }) if asked == bell) {
+    fn on_subscribed(&mut self, name: &Bytes) {
+        if !matches!(self.unconfirmed.front(), Some(Unconfirmed::Subscribe { name: first, .. }) if first == name)
+        {
             return;
         }
-        if let Some(Asked::Hear { bell, channel, why }) = self.asked.pop_front() {
-            self.heard.insert(bell, channel);
-            self.settle(why, Ok(()));
+        if let Some(Unconfirmed::Subscribe { name, channel, cause }) = self.unconfirmed.pop_front()
+        {
+            self.subscribed.insert(name, channel);
+            self.complete(cause, Ok(()));
         }
     }
 
-    fn on_left(&mut self, bell: &Bytes) {
-        self.heard.remove(bell);
-        if matches!(self.asked.front(), Some(Asked::Leave { bell: asked }) if asked == bell) {
-            self.asked.pop_front();
+    fn on_unsubscribed(&mut self, name: &Bytes) {
+        self.subscribed.remove(name);
+        if matches!(self.unconfirmed.front(), Some(Unconfirmed::Unsubscribe { name: first }) if first == name)
+        {
+            self.unconfirmed.pop_front();
         } else {
-            // The server gave the channel's slot away.
-            self.track = SyncState::Doubtful;
-            self.site.stale.notify_one();
+            // The channel's slot has moved to another shard.
+            self.sync = SyncState::Doubtful;
+            self.context.stale.notify_one();
         }
     }
 
     fn on_pong(&mut self) {
-        if matches!(self.asked.front(), Some(Asked::Ping)) {
-            self.asked.pop_front();
+        if matches!(self.unconfirmed.front(), Some(Unconfirmed::Ping)) {
+            self.unconfirmed.pop_front();
         }
     }
 
-    fn on_error(&mut self, why: &Bytes) -> Result<(), String> {
-        let text = String::from_utf8_lossy(why);
-        let Some(Asked::Hear { why: asked, .. }) = self.asked.pop_front() else {
+    fn on_error(&mut self, message: &Bytes) -> Result<(), String> {
+        let text = String::from_utf8_lossy(message);
+        let Some(Unconfirmed::Subscribe { cause, .. }) = self.unconfirmed.pop_front() else {
             return Err(text.into_owned());
         };
-        let astray = ["MOVED", "ASK", "CLUSTERDOWN"].iter().any(|code| text.starts_with(code));
-        if astray {
-            self.site.stale.notify_one();
+        let moved = ["MOVED", "ASK", "CLUSTERDOWN"].iter().any(|code| text.starts_with(code));
+        if moved {
+            self.context.stale.notify_one();
         }
         let reason =
-            if astray { NotSubscribed::Moved } else { NotSubscribed::Because((*text).into()) };
-        self.settle(asked, Err(reason));
+            if moved { NotSubscribed::Moved } else { NotSubscribed::Because((*text).into()) };
+        self.complete(cause, Err(reason));
         Ok(())
     }
 
-    fn settle(&mut self, why: Why, outcome: Result<(), NotSubscribed>) {
-        let round = match why {
-            Why::Ordered(reply) => return drop(reply.send(outcome)),
-            Why::CatchingUp => self.catching_up.get_or_insert_default(),
+    fn complete(&mut self, cause: Cause, outcome: Result<(), NotSubscribed>) {
+        let round = match cause {
+            Cause::Requested(reply) => return drop(reply.send(outcome)),
+            Cause::CatchingUp => self.catching_up.get_or_insert_default(),
         };
         round.left = round.left.saturating_sub(1);
         match outcome {
             Ok(()) => round.found += 1,
-            Err(_) => self.track = SyncState::Doubtful,
+            Err(_) => self.sync = SyncState::Doubtful,
         }
     }
 
-    fn ask(&mut self, channel: Channel, why: Why) {
-        let bell = self.bell(&channel);
-        let verb: &[u8] = if self.site.sharded { b"SSUBSCRIBE" } else { b"SUBSCRIBE" };
-        resp::put(&mut self.outbox, &[verb, &bell]);
-        self.asked.push_back(Asked::Hear { bell, channel, why });
+    fn subscribe(&mut self, channel: Channel, cause: Cause) {
+        let name = self.pubsub_name(&channel);
+        let verb: &[u8] = if self.context.sharded { b"SSUBSCRIBE" } else { b"SUBSCRIBE" };
+        resp::put(&mut self.outbox, &[verb, &name]);
+        self.unconfirmed.push_back(Unconfirmed::Subscribe { name, channel, cause });
     }
 
-    fn leave(&mut self, channel: &Channel) {
-        let bell = self.bell(channel);
-        let verb: &[u8] = if self.site.sharded { b"SUNSUBSCRIBE" } else { b"UNSUBSCRIBE" };
-        resp::put(&mut self.outbox, &[verb, &bell]);
-        self.heard.remove(&bell);
-        self.asked.push_back(Asked::Leave { bell });
+    fn unsubscribe(&mut self, channel: &Channel) {
+        let name = self.pubsub_name(channel);
+        let verb: &[u8] = if self.context.sharded { b"SUNSUBSCRIBE" } else { b"UNSUBSCRIBE" };
+        resp::put(&mut self.outbox, &[verb, &name]);
+        self.subscribed.remove(&name);
+        self.unconfirmed.push_back(Unconfirmed::Unsubscribe { name });
     }
 
-    fn bell(&self, channel: &Channel) -> Bytes {
-        self.site.keys.head(channel).into()
+    fn pubsub_name(&self, channel: &Channel) -> Bytes {
+        self.context.keys.head(channel).into()
     }
 }
