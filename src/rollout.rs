@@ -8,11 +8,13 @@ pub mod evaluation_results;
 pub mod evaluator;
 pub mod flag;
 pub mod guardrail;
+pub mod journal;
 mod lease;
 pub mod measure;
 pub mod meter;
 pub mod node_counts;
 mod percentage;
+pub mod record;
 pub mod registry;
 pub mod schedule;
 #[cfg(test)]

@@ -171,7 +171,7 @@ pub(super) async fn emergency_stop(
             }
             match registry.change(component, &change, None, &by).await {
                 Ok(changed) => {
-                    kept &= changed.kept;
+                    kept &= changed.saved;
                     stopped.insert(component.to_string(), shown(&changed.now));
                 }
                 Err(err) => failed.push(format!("{component}: {err}")),
@@ -259,7 +259,7 @@ impl AppState {
         version: Option<u64>,
         by: Actor,
     ) -> Result<Response, ApiError> {
-        let Changed { now, kept, acts } =
+        let Changed { now, saved: kept, effects: acts } =
             self.connections.rollouts.registry.change(component, change, version, &by).await?;
         for act in acts {
             if let Effect::Tell { urgent, text } = act {

@@ -202,7 +202,7 @@ impl Evaluator {
         let shown = self.store.tell(&key, &text, KEEP).await;
         match changed {
             Ok(changed) => {
-                self.tell(standing, &changed.now, changed.acts, &figures);
+                self.tell(standing, &changed.now, changed.effects, &figures);
                 self.ask_again(&changed.now.flag);
             }
             Err(err) if rolls_back => warn!(%component, %err, "a rollback could not be kept"),

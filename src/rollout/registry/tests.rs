@@ -11,7 +11,7 @@ use crate::{
     rollout::{
         flag::TRANSPORT,
         guardrail::Demand,
-        schedule::{Look, Stop},
+        schedule::{Look, Status, Stop},
     },
 };
 
@@ -77,7 +77,7 @@ async fn begun() -> (Arc<Shaky>, RolloutRegistry, Component) {
         environment: "test".to_owned(),
         known: watch::Sender::default(),
         unsaved: Mutex::default(),
-        paying: tokio::sync::Mutex::default(),
+        saving: tokio::sync::Mutex::default(),
     };
     let component: Component = TRANSPORT.parse().unwrap();
     let start = Change::Start {
@@ -107,13 +107,13 @@ async fn a_stop_that_is_owed_comes_before_whatever_else_is_written() {
     store.is_away(true);
     let stop = Change::EmergencyStop(Stop::DrainBack);
     let stopped = registry.change(&component, &stop, None, &Actor::default()).await.unwrap();
-    assert!(!stopped.kept);
+    assert!(!stopped.saved);
     let shown = registry.now();
     assert!(shown.get(TRANSPORT).unwrap().flag.has_ended());
     store.is_away(false);
     let _ = registry.change(&component, &look(), None, &Actor::default()).await;
     assert_eq!(registry.kept(&component).await.course.status, Status::Failed);
-    registry.look().await;
+    registry.read_store().await;
     assert_eq!(registry.now().get(TRANSPORT).unwrap().flag.course.status, Status::Failed);
 }
 
@@ -140,7 +140,7 @@ async fn a_softer_stop_takes_nothing_from_one_that_is_owed() {
     registry.change(&component, &Change::Stop(Stop::Freeze), None, &by).await.unwrap_err();
     registry.change(&component, &Change::Stop(Stop::DrainBack), None, &by).await.unwrap();
     store.is_away(false);
-    registry.look().await;
+    registry.read_store().await;
     let kept = registry.kept(&component).await;
     assert_eq!((kept.course.status, kept.course.stop), (Status::Failed, Some(Stop::Hard)));
     assert!(!kept.enabled && !registry.now().get(TRANSPORT).unwrap().unsaved);
@@ -154,7 +154,7 @@ async fn a_store_that_comes_back_empty_is_given_the_stop() {
     registry.change(&component, &Change::Stop(Stop::DrainBack), None, &by).await.unwrap();
     *store.inner.lock() = fresh();
     store.is_away(false);
-    registry.look().await;
+    registry.read_store().await;
     assert_eq!(registry.kept(&component).await.course.status, Status::RolledBack);
     assert_eq!(registry.now().get(TRANSPORT).unwrap().flag.course.status, Status::RolledBack);
 }
@@ -171,7 +171,7 @@ async fn a_store_that_went_back_is_not_believed() {
     replica.put(&key(&component), write).await.unwrap();
     *store.inner.lock() = replica;
     let _ = registry.change(&component, &look(), None, &by).await;
-    registry.look().await;
+    registry.read_store().await;
     assert_eq!(registry.kept(&component).await.course.status, Status::RolledBack);
 }
 
@@ -188,7 +188,7 @@ async fn a_stop_has_its_own_version_and_time_before_it_is_saved() {
     assert!(before.changed_at < unsaved.flag.changed_at);
     assert_eq!(unsaved.flag.changed_by, "operator");
     store.is_away(false);
-    registry.look().await;
+    registry.read_store().await;
     let saved = Arc::clone(registry.now().get(TRANSPORT).unwrap());
     assert!(!saved.unsaved);
     assert_eq!(saved.flag.version, unsaved.flag.version);
