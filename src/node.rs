@@ -1,7 +1,7 @@
-//! This process's share of the cluster: its verbs are publish, attach, read.
+//! The node: publish to channels, attach readers to their logs, read slices of them.
 //!
-//! The node stands between clients and the broker. It knows channels, positions and entries; it
-//! knows no socket, no JSON and no token.
+//! It stands between clients and the broker. It knows channels, positions and entries; it knows no
+//! socket, no JSON and no token.
 
 pub mod follower;
 pub mod hub;
@@ -37,17 +37,17 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeConfig {
-    /// What this node is called in logs and to clients; drawn at start when empty.
+    /// The name of this node in logs and to clients; random when empty.
     pub name: String,
-    /// Frames kept ready per channel. A reader further behind is served from the broker's log.
+    /// Events kept in memory per channel. A reader further behind is served from the broker's log.
     pub ring_events: NonZeroUsize,
     /// The same in bytes, per channel.
     pub ring_bytes: NonZeroUsize,
-    /// How often the heads of the open channels are compared with the broker's: a last message that
-    /// got lost on the way is found within this time.
+    /// How often the heads of open channels are compared with the broker's: a lost notification of the
+    /// last event is noticed within this time.
     #[serde(with = "humantime_serde")]
     pub head_check: Duration,
-    /// How long a channel stays open after its last subscriber left.
+    /// How long a channel stays open after its last reader has detached.
     #[serde(with = "humantime_serde")]
     pub linger: Duration,
 }
@@ -68,10 +68,10 @@ impl Default for NodeConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DedupConfig {
-    /// A message id is recognised for this long after it was first published.
+    /// A repeated message id is recognised for this long after it was first published.
     #[serde(with = "humantime_serde")]
     pub window: Duration,
-    /// Ids this node remembers of what it delivered, over all channels.
+    /// Delivered message ids that this node remembers, over all channels.
     pub delivered_ids: NonZeroUsize,
 }
 
@@ -84,10 +84,10 @@ impl Default for DedupConfig {
     }
 }
 
-/// How long this node's log may take to find out about a life of the log that a client knows already.
-const CATCHING_UP: Duration = Duration::from_secs(2);
+/// How long this node's log may take to learn of an epoch that a client knows already.
+const EPOCH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One gateway process among others.
+/// This gateway process's node.
 #[derive(Debug)]
 pub struct Node {
     name: Arc<str>,
@@ -98,17 +98,17 @@ pub struct Node {
     tap: OnceLock<Arc<dyn Tap>>,
 }
 
-/// Is told of what is published through this node. It must not wait.
+/// Receives what is published through this node. It must not wait.
 pub trait Tap: fmt::Debug + Send + Sync {
-    /// Whether it is to be told of a channel.
+    /// Whether it wants the events of a channel.
     fn wants(&self, channel: &Channel) -> bool;
 
-    /// This is in the log now, and was not before.
+    /// An event was appended that was not a duplicate.
     fn stored(&self, publication: Publication);
 }
 
 impl Node {
-    /// Starts to listen to the broker.
+    /// Starts to take events from the broker.
     pub fn start(
         config: &NodeConfig,
         dedup: &DedupConfig,
@@ -133,32 +133,32 @@ impl Node {
         node
     }
 
-    /// What it is called.
+    /// Its name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// What it counts.
+    /// Its metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// What is kept besides the logs.
+    /// The broker's store of records.
     pub fn store(&self) -> Arc<dyn Store> {
         self.broker.store()
     }
 
-    /// Whether the broker can be reached.
+    /// Whether the broker is available.
     pub fn health(&self) -> Health {
         self.broker.health()
     }
 
-    /// Tells somebody of what is published from now on. There can be one.
+    /// Sets the receiver of what is published from now on. The first one stays.
     pub fn tap(&self, tap: Arc<dyn Tap>) {
         let _ = self.tap.set(tap);
     }
 
-    /// Appends each publication to its channel's log; one answer for each, in the same order.
+    /// Appends each publication to its channel's log. Returns one answer for each, in the same order.
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Receipt, BrokerError>> {
         let Some(tap) = self.tap.get() else { return self.append(batch).await };
         let told: Vec<_> = batch.iter().map(|p| tap.wants(&p.channel).then(|| p.clone())).collect();
@@ -171,7 +171,7 @@ impl Node {
         receipts
     }
 
-    /// As [`publish`](Self::publish), and the tap is not told: what comes from where it leads to.
+    /// As [`publish`](Self::publish), without the tap: for events that come from where the tap leads.
     pub async fn append(&self, batch: Vec<Publication>) -> Vec<Result<Receipt, BrokerError>> {
         let begin = Instant::now();
         let receipts = self.broker.publish(batch).await;
@@ -186,29 +186,29 @@ impl Node {
         receipts
     }
 
-    /// Appends to one of the gateway's own logs. Not counted: it is nobody's event.
+    /// Appends to one of the gateway's own logs. Not counted in the metrics.
     pub async fn note(&self, publication: Publication) -> bool {
         self.broker.publish(vec![publication]).await.iter().all(Result::is_ok)
     }
 
-    /// Opens a channel for a reader who holds `since`, and tells where it is to begin.
+    /// Opens a channel for a reader that holds `since`, and finds where it starts.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// When the broker is unavailable.
     pub async fn attach(
         &self,
         channel: &Channel,
         since: Option<Position>,
     ) -> Result<(ChannelHandle, Start), BrokerError> {
         let handle = self.hub.open(channel).await?;
-        let start = self.place(&handle, since).await?;
+        let start = self.start_at(&handle, since).await?;
         Ok((handle, start))
     }
 
-    /// Reads a piece of a channel's log.
+    /// Reads a slice of a channel's log.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// When the broker is unavailable.
     pub async fn read(
         &self,
         channel: &Channel,
@@ -223,17 +223,17 @@ impl Node {
         self.hub.was_shown_before(channel, position, event)
     }
 
-    /// Hears that a channel's log stands at `position`.
+    /// Takes a report that a channel's log has its head at `position`.
     pub fn observe_head(&self, channel: &Channel, position: Position) {
         self.hub.observe_head(channel, position);
     }
 
-    /// The open channels with the number of their readers here.
+    /// The open channels, each with the number of its readers on this node.
     pub fn occupied(&self) -> Vec<(Channel, usize)> {
         self.hub.occupied()
     }
 
-    async fn place(
+    async fn start_at(
         &self,
         handle: &ChannelHandle,
         since: Option<Position>,
@@ -244,8 +244,8 @@ impl Node {
         };
         let lost = |reason| Start { cursor: head, head, lost: Some(reason), recovered: false };
         if since.epoch != head.epoch || head.offset < since.offset {
-            // This node may lag behind the one that gave the position: the broker knows better.
-            return self.place_beyond(handle, since).await;
+            // This node may lag behind the one that sent the position: the broker decides.
+            return self.start_beyond_head(handle, since).await;
         }
         if !handle.log().covers(since.offset) {
             handle.fill_back_to(&self.reading, since.offset).await?;
@@ -256,7 +256,7 @@ impl Node {
         Ok(Start { cursor: since, head, lost: None, recovered: true })
     }
 
-    async fn place_beyond(
+    async fn start_beyond_head(
         &self,
         handle: &ChannelHandle,
         since: Position,
@@ -265,7 +265,7 @@ impl Node {
         let slice = self.reading.read(channel, Range::After(since.offset), 1).await?;
         let head = Position::new(slice.epoch, slice.head);
         self.hub.observe_head(channel, head);
-        let known = handle.log().reaches_epoch(head.epoch, CATCHING_UP).await;
+        let known = handle.log().reaches_epoch(head.epoch, EPOCH_TIMEOUT).await;
         let next = slice.events.first().map(|(offset, _)| *offset);
         let lost = |reason| Start { cursor: head, head, lost: Some(reason), recovered: false };
         Ok(if !known || slice.epoch != since.epoch || slice.head < since.offset {
@@ -285,31 +285,31 @@ impl Node {
     }
 }
 
-/// Where a reader begins.
+/// Where a reader starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// Behind this.
+    /// After this position.
     pub cursor: Position,
-    /// The log's head at that moment.
+    /// The log's head at that time.
     pub head: Position,
-    /// Something the reader missed is gone.
+    /// Why the reader lost events, if it did.
     pub lost: Option<ResetReason>,
-    /// Everything the reader missed is there.
+    /// Whether everything after the reader's position can be read.
     pub recovered: bool,
 }
 
-/// Takes what comes up from the broker.
+/// Takes what the broker's feed brings.
 async fn pump(node: Arc<Node>, mut feed: Feed, stage: Stage) {
     loop {
-        let news = tokio::select! {
-            news = feed.recv() => news,
+        let incoming = tokio::select! {
+            incoming = feed.recv() => incoming,
             () = stage.stopping().cancelled() => return,
         };
-        match news {
+        match incoming {
             None => return,
             Some(Incoming::Entry(entry)) => node.hub.ingest(entry, !feed.is_empty()),
             Some(Incoming::Head { channel, position }) => node.hub.observe_head(&channel, position),
-            // The housekeeping would find the holes too, a little later.
+            // The housekeeping would find missing entries too, a little later.
             Some(Incoming::Interrupted) => {
                 let _ = node.hub.verify().await;
             }
@@ -317,9 +317,9 @@ async fn pump(node: Arc<Node>, mut feed: Feed, stage: Stage) {
     }
 }
 
-/// Compares heads, gives up idle channels, and watches whether the broker is there.
+/// Compares heads, closes idle channels, and logs when the broker becomes unavailable.
 async fn keep_house(node: Arc<Node>, config: NodeConfig, stage: Stage) {
-    // Not at once: the broker has only begun to connect.
+    // Not at once: the broker has only started to connect.
     let mut checks = interval_at(Instant::now() + config.head_check, config.head_check);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_up = None;
@@ -332,9 +332,9 @@ async fn keep_house(node: Arc<Node>, config: NodeConfig, stage: Stage) {
         let up = health == Health::Up;
         node.metrics.broker_up.set(i64::from(up));
         match health {
-            Health::Up if was_up == Some(false) => info!("the broker can be reached again"),
+            Health::Up if was_up == Some(false) => info!("the broker is available again"),
             Health::Down { reason } if was_up != Some(false) => {
-                warn!(%reason, "the broker cannot be reached: publishes are refused, readers wait");
+                warn!(%reason, "the broker is unavailable: publishes are refused, subscribers wait");
             }
             Health::Up | Health::Down { .. } => {}
         }
@@ -342,6 +342,6 @@ async fn keep_house(node: Arc<Node>, config: NodeConfig, stage: Stage) {
         if up {
             let _ = node.hub.verify().await;
         }
-        node.hub.give_up_idle(config.linger).await;
+        node.hub.close_idle(config.linger).await;
     }
 }

@@ -1,4 +1,4 @@
-//! LogReader a channel's log within this process: entry by entry, as a client would.
+//! Follows a channel's log within this process: event by event, with the same guarantees as a client.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -10,33 +10,33 @@ use crate::{
     protocol::{Channel, Event, Position},
 };
 
-/// Entries taken from the ring, or read from the broker, in one go.
+/// Bytes of entries taken from the ring, and events read from the broker, at a time.
 const BYTES: usize = 64 << 10;
 const EVENTS: usize = 256;
 
 /// Pause before the broker is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Somebody who reads one channel.
+/// A reader of one channel.
 #[derive(Debug)]
 pub struct Follower {
     node: Arc<Node>,
     handle: ChannelHandle,
     cursor: Position,
-    bell: Arc<WakeOnAppend>,
+    wake: Arc<WakeOnAppend>,
     ready: VecDeque<(Position, Event)>,
 }
 
-/// What comes next in a log.
+/// The next step in a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// This.
+    /// An event.
     Event(Position, Event),
-    /// Something that can no longer be read. It goes on behind this position.
+    /// Events were lost: reading continues after this position.
     Lost(Position),
 }
 
-/// Rings when the log has grown.
+/// Notified when the log has grown or changed.
 #[derive(Debug, Default)]
 struct WakeOnAppend(Notify);
 
@@ -51,25 +51,25 @@ impl Reader for WakeOnAppend {
 }
 
 impl Follower {
-    /// Begins at the channel's head.
+    /// Starts at the channel's head.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// When the broker is unavailable.
     pub async fn at_head(node: &Arc<Node>, channel: &Channel) -> Result<Self, BrokerError> {
         let (mut handle, start) = node.attach(channel, None).await?;
-        let bell = Arc::new(WakeOnAppend::default());
-        let reader: Arc<dyn Reader> = Arc::<WakeOnAppend>::clone(&bell);
+        let wake = Arc::new(WakeOnAppend::default());
+        let reader: Arc<dyn Reader> = Arc::<WakeOnAppend>::clone(&wake);
         handle.attach(reader, 0);
         let ready = VecDeque::new();
-        Ok(Self { node: Arc::clone(node), handle, cursor: start.cursor, bell, ready })
+        Ok(Self { node: Arc::clone(node), handle, cursor: start.cursor, wake, ready })
     }
 
-    /// Behind which position it reads on.
+    /// The position after which it reads on.
     pub fn cursor(&self) -> Position {
         self.cursor
     }
 
-    /// What comes next, however long it takes.
+    /// Waits for the next step.
     pub async fn next(&mut self) -> Step {
         loop {
             if let Some((position, event)) = self.ready.pop_front() {
@@ -78,7 +78,7 @@ impl Follower {
             }
             match self.handle.log().read_after(self.cursor, BYTES) {
                 Read::Entries(entries) => self.take(&entries),
-                Read::UpToDate => self.bell.0.notified().await,
+                Read::UpToDate => self.wake.0.notified().await,
                 Read::OtherEpoch(head) => return self.lost(head),
                 Read::FellBehind => {
                     if let Some(head) = self.read().await {
@@ -104,7 +104,7 @@ impl Follower {
         Step::Lost(head)
     }
 
-    /// Reads on from the broker's log. The head, if what comes next is not there any more.
+    /// Reads on from the broker's log. Returns the head if the next event is not there any more.
     async fn read(&mut self) -> Option<Position> {
         let channel = self.handle.log().channel();
         let Ok(slice) = self.node.read(channel, Range::After(self.cursor.offset), EVENTS).await
@@ -114,7 +114,7 @@ impl Follower {
         };
         let head = Position::new(slice.epoch, slice.head);
         if slice.epoch != self.cursor.epoch {
-            // The ring will begin anew, and tell.
+            // The log restarts with the new epoch, and wakes this reader.
             self.node.observe_head(channel, head);
             self.wait().await;
             return None;
@@ -129,6 +129,6 @@ impl Follower {
     }
 
     async fn wait(&self) {
-        let _ = tokio::time::timeout(RETRY, self.bell.0.notified()).await;
+        let _ = tokio::time::timeout(RETRY, self.wake.0.notified()).await;
     }
 }

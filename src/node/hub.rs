@@ -1,9 +1,8 @@
-//! Which channels have readers on this node, and keeping their logs whole.
+//! The hub: the channels that are open on this node, and keeping their logs complete.
 //!
-//! A [`OpenChannel`] is a channel's log with those who hold it open. The hub opens it at the broker when
-//! the first one comes, gives it up a while after the last one left, appends what comes up the
-//! feed, walks the readers, and reads from the broker what is missing. It knows nothing of clients:
-//! a reader is a trait object.
+//! It subscribes to a channel at the broker when the first handle is taken, closes it a while after the
+//! last one was dropped, appends what the feed brings, fans out to readers, and reads missing entries
+//! from the broker. It knows nothing of clients: a reader is a trait object.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -30,22 +29,22 @@ use crate::{
     protocol::{Channel, Event, MessageId, Position},
 };
 
-/// Entries that a repair reads in one go.
+/// Entries that a repair reads at a time.
 const PAGE: usize = 256;
 
-/// First and longest pause between two tries to read what is missing.
+/// First and longest pause between two tries to read missing entries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Opening and giving up of channels that share a turn happen one after the other.
-const TURNS: usize = 1024;
+/// Locks that order the opening and closing of channels. Channels are hashed onto them.
+const LOCKS: usize = 1024;
 
-/// The channels that have readers on this node.
+/// The channels that are open on this node.
 #[derive(Debug)]
 pub struct Hub {
     open_channels: DashMap<Channel, Arc<OpenChannel>>,
-    /// Held while the broker is told of the first reader or the last one's leaving, so that the two
-    /// calls cannot cross.
-    turns: Box<[tokio::sync::Mutex<()>]>,
+    /// Held while a channel is subscribed to or unsubscribed from at the broker, so that the two calls
+    /// cannot cross.
+    locks: Box<[tokio::sync::Mutex<()>]>,
     hasher: RandomState,
     broker: Arc<dyn Broker>,
     reading: Arc<LogReader>,
@@ -67,7 +66,7 @@ impl Hub {
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             open_channels: DashMap::new(),
-            turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
+            locks: (0..LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             broker,
             reading,
@@ -79,12 +78,12 @@ impl Hub {
         })
     }
 
-    /// Opens a channel for one more reader. The returned hold keeps it open.
+    /// Opens a channel. The returned handle keeps it open.
     ///
     /// # Errors
-    /// When the broker cannot be asked; nothing is held then.
+    /// When the broker is unavailable.
     pub async fn open(&self, channel: &Channel) -> Result<ChannelHandle, BrokerError> {
-        let _turn = self.turn(channel).lock().await;
+        let _lock = self.lock_of(channel).lock().await;
         let open_channel = {
             let new = || Arc::new(OpenChannel::new(channel.clone(), self.ring));
             let open_channel = self.open_channels.entry(channel.clone()).or_insert_with(new);
@@ -101,8 +100,8 @@ impl Hub {
         Ok(handle)
     }
 
-    /// Gives up the channels that nobody held for `linger`.
-    pub async fn give_up_idle(&self, linger: Duration) {
+    /// Closes channels that had no handle for `linger`.
+    pub async fn close_idle(&self, linger: Duration) {
         let idle =
             |open_channel: &OpenChannel| open_channel.idle_for().is_some_and(|idle| linger <= idle);
         let candidates: Vec<Channel> = self
@@ -112,7 +111,7 @@ impl Hub {
             .map(|open_channel| open_channel.key().clone())
             .collect();
         for channel in candidates {
-            let _turn = self.turn(&channel).lock().await;
+            let _lock = self.lock_of(&channel).lock().await;
             if let Some((_, open_channel)) =
                 self.open_channels.remove_if(&channel, |_, open_channel| idle(open_channel))
             {
@@ -124,25 +123,25 @@ impl Hub {
         }
     }
 
-    /// Takes an entry from the feed. `others_wait` says that it is not the last of it.
-    pub fn ingest(&self, entry: Entry, others_wait: bool) {
+    /// Takes an entry from the feed. `more_waits` says that the feed has more.
+    pub fn ingest(&self, entry: Entry, more_waits: bool) {
         let Some(open_channel) = self.open_channel(&entry.channel) else { return };
         let Entry { channel, position, event } = entry;
         let repeat = |event: &Event| self.is_repeat(&channel, position, event);
         let next = open_channel.log.ingest(position, event, repeat);
-        self.follow_up(&open_channel, next, others_wait);
+        self.follow_up(&open_channel, next, more_waits);
     }
 
-    /// Takes the news that a log reaches as far as `position`.
+    /// Takes a report that a log has its head at `position`.
     pub fn observe_head(&self, channel: &Channel, position: Position) {
         let Some(open_channel) = self.open_channel(channel) else { return };
         self.follow_up(&open_channel, open_channel.log.observe_head(position), false);
     }
 
-    /// Asks the broker where every open log stands, and repairs those that lack something.
+    /// Compares every open log's head with the broker's, and repairs those that lack entries.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// When the broker is unavailable.
     pub async fn verify(&self) -> Result<(), BrokerError> {
         let known: Vec<_> = self
             .open_channels
@@ -158,7 +157,7 @@ impl Hub {
         Ok(())
     }
 
-    /// The open channels with the number of their readers here.
+    /// The open channels, each with the number of its readers on this node.
     pub fn occupied(&self) -> Vec<(Channel, usize)> {
         let open =
             self.open_channels.iter().filter(|open_channel| !open_channel.key().is_reserved());
@@ -174,9 +173,9 @@ impl Hub {
         self.open_channels.get(channel).map(|open_channel| Arc::clone(&open_channel))
     }
 
-    fn turn(&self, channel: &Channel) -> &tokio::sync::Mutex<()> {
-        let hash = usize::try_from(self.hasher.hash_one(channel) % TURNS as u64).unwrap_or(0);
-        &self.turns[hash]
+    fn lock_of(&self, channel: &Channel) -> &tokio::sync::Mutex<()> {
+        let hash = usize::try_from(self.hasher.hash_one(channel) % LOCKS as u64).unwrap_or(0);
+        &self.locks[hash]
     }
 
     fn is_repeat(&self, channel: &Channel, position: Position, event: &Event) -> bool {
@@ -191,12 +190,12 @@ impl Hub {
         repeat
     }
 
-    fn follow_up(&self, open_channel: &Arc<OpenChannel>, next: Next, others_wait: bool) {
+    fn follow_up(&self, open_channel: &Arc<OpenChannel>, next: Next, more_waits: bool) {
         match next {
             Next::None => {}
-            // A few readers are served on the spot. A crowd gets a task, so that other channels go on;
-            // so do the few where more news wait, which may be theirs and then goes out with this.
-            Next::FanOut if open_channel.log.readers() <= BLOCK_SIZE && !others_wait => {
+            // Few readers are served inline. Many get a task, so that other channels go on; so do few
+            // where the feed has more, which may be for them and then goes out in the same write.
+            Next::FanOut if open_channel.log.readers() <= BLOCK_SIZE && !more_waits => {
                 fan_out_inline(&open_channel.log)
             }
             Next::FanOut => self.stage.spawn_client(fan_out_task(Arc::clone(open_channel))),
@@ -208,7 +207,7 @@ impl Hub {
         }
     }
 
-    /// Reads what is missing until nothing is, however long the broker is away.
+    /// Reads missing entries until none is missing, however long the broker is unavailable.
     async fn repair(&self, open_channel: Arc<OpenChannel>) {
         let mut pause = RETRY.0;
         loop {
@@ -232,29 +231,30 @@ impl Hub {
         }
     }
 
-    /// Appends what a repair read. Whether it has to read on.
+    /// Appends what a repair read. Returns whether it has to read on.
     async fn apply_repair(&self, open_channel: &Arc<OpenChannel>, slice: Slice) -> bool {
         let channel = open_channel.log.channel();
         let repaired =
             open_channel.log.apply_repair(slice, |at, event| self.is_repeat(channel, at, event));
-        if repaired.broken {
+        if repaired.discontinuous {
             open_channel.log.wake_all();
         }
-        if repaired.walk == Next::FanOut {
+        if repaired.next == Next::FanOut {
             fan_out(&open_channel.log).await;
         }
         repaired.again
     }
 }
 
-/// A channel that somebody here reads.
+/// A channel that is open on this node.
 #[derive(Debug)]
 pub struct OpenChannel {
     log: ChannelLog,
-    holds: AtomicUsize,
-    /// Since when nobody holds it.
+    handles: AtomicUsize,
+    /// Since when it has no handle.
     idle_since: Mutex<Option<Instant>>,
-    /// Held while the ring is filled up from the broker, so that many who come back at once ask once.
+    /// Held while the ring is filled from the broker, so that many readers that resume at once cause one
+    /// read.
     filling: tokio::sync::Mutex<()>,
 }
 
@@ -262,21 +262,22 @@ impl OpenChannel {
     fn new(channel: Channel, ring: RingLimits) -> Self {
         Self {
             log: ChannelLog::new(channel, ring),
-            holds: AtomicUsize::new(0),
+            handles: AtomicUsize::new(0),
             idle_since: Mutex::new(Some(Instant::now())),
             filling: tokio::sync::Mutex::default(),
         }
     }
 
     fn idle_for(&self) -> Option<Duration> {
-        if self.holds.load(Ordering::Acquire) != 0 {
+        if self.handles.load(Ordering::Acquire) != 0 {
             return None;
         }
         self.idle_since.lock().map(|since| since.elapsed())
     }
 }
 
-/// Keeps a channel open on this node, and a seat in it once [`sit`](Self::sit) was called.
+/// Keeps a channel open on this node, and a reader attached to it once [`attach`](Self::attach) was
+/// called.
 #[derive(Debug)]
 pub struct ChannelHandle {
     open_channel: Arc<OpenChannel>,
@@ -285,7 +286,7 @@ pub struct ChannelHandle {
 
 impl ChannelHandle {
     fn new(open_channel: Arc<OpenChannel>) -> Self {
-        open_channel.holds.fetch_add(1, Ordering::AcqRel);
+        open_channel.handles.fetch_add(1, Ordering::AcqRel);
         Self { open_channel, slot: None }
     }
 
@@ -294,15 +295,15 @@ impl ChannelHandle {
         &self.open_channel.log
     }
 
-    /// From now on `reader` is offered what comes, until the hold is dropped.
+    /// Attaches a reader: it is offered what is appended, until the handle is dropped.
     pub fn attach(&mut self, reader: Arc<dyn Reader>, tag: Tag) {
         if self.slot.is_none() {
             self.slot = Some(self.open_channel.log.attach(reader, tag));
         }
     }
 
-    /// Fills the ring from the broker's log, so that all who come back to `offset` are served from
-    /// it. Asks at most once for all of them.
+    /// Fills the ring from the broker's log back to `offset`, so that all readers that resume there are
+    /// served from it with one read.
     pub(super) async fn fill_back_to(
         &self,
         reading: &LogReader,
@@ -310,9 +311,9 @@ impl ChannelHandle {
     ) -> Result<(), BrokerError> {
         let _filling = self.open_channel.filling.lock().await;
         let log = &self.open_channel.log;
-        let (until, open_channel) = log.room_before();
+        let (until, free) = log.free_before();
         let lacking = usize::try_from(until.saturating_sub(offset)).unwrap_or(usize::MAX);
-        if !log.covers(offset) && lacking <= open_channel {
+        if !log.covers(offset) && lacking <= free {
             log.prepend(reading.read(log.channel(), Range::Until(until), lacking).await?);
         }
         Ok(())
@@ -324,9 +325,9 @@ impl Drop for ChannelHandle {
         if let Some(slot) = self.slot {
             self.open_channel.log.detach(slot);
         }
-        // Before the count: whoever sees it at zero finds when that was.
+        // Before the count: whoever reads zero finds the time of it.
         *self.open_channel.idle_since.lock() = Some(Instant::now());
-        self.open_channel.holds.fetch_sub(1, Ordering::AcqRel);
+        self.open_channel.handles.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -342,7 +343,7 @@ async fn fan_out_task(open_channel: Arc<OpenChannel>) {
     fan_out(&open_channel.log).await;
 }
 
-/// Offers what is new to every reader, batch after batch, a row of readers at a time.
+/// Offers new entries to every reader, batch by batch, one block of readers at a time.
 async fn fan_out(log: &ChannelLog) {
     while let Some(batch) = log.next_batch() {
         for block in (0..).map_while(|number| log.block(number)) {
@@ -353,11 +354,11 @@ async fn fan_out(log: &ChannelLog) {
     }
 }
 
-/// The ids delivered lately: the same message under another offset is not shown twice.
+/// The window of delivered message ids: the same message under another offset is not delivered twice.
 ///
-/// Within one log the broker sees to that. This window is for what the broker cannot see: a failover
-/// that lost the id but not the entry, or a second feed. It is half as wide as the broker's, so that
-/// it never takes a rightly repeated id for a mishap.
+/// Within one log the broker deduplicates. This window is for what the broker cannot know: a failover
+/// that lost the id but not the entry, or a second feed. It is half as long as the broker's, so that an
+/// id that may be published again is never dropped here.
 #[derive(Debug)]
 struct Delivered(Mutex<Window<(Channel, MessageId), Position>>);
 

@@ -1,167 +1,82 @@
-//! A channel's log as this node holds it: the newest entries as ready-made frames, and who reads.
+//! One channel's log as this node holds it: a ring of the newest entries, and its readers.
 //!
-//! The log decides what is next, what is a repeat and what is missing. It performs no I/O and never
-//! waits; fetching what is missing is [`super::hub`]'s business, writing to a socket a [`Reader`]'s.
+//! The log decides which entry is next, which is a repeat and whether entries are missing. It performs
+//! no I/O and never waits: [`super::hub`] reads what is missing, a [`Reader`] writes to its socket.
 //!
-//! Invariants: the ring holds consecutive offsets up to the head; one walk at a time, so that no
-//! reader sees two entries swapped. A reader's own lock may be held while the log's is taken, never
-//! the other way round.
+//! Invariants:
+//! - The ring holds consecutive offsets, up to the head.
+//! - At most one fan-out runs at a time, so that no reader is offered two entries in the wrong order.
+//! - At most one repair runs at a time, and while it runs nothing is appended from the feed.
+//! - A reader's own lock may be held while the log's is taken, never the other way round.
 
+mod entry;
 mod reader_blocks;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::{Instant, interval};
 
 use self::reader_blocks::ReaderBlocks;
-pub use self::reader_blocks::{BLOCK_SIZE, ReaderBlock};
+pub use self::{
+    entry::{Batch, LogEntry},
+    reader_blocks::{BLOCK_SIZE, ReaderBlock},
+};
 use crate::{
     broker::Slice,
     protocol::{Channel, Epoch, Event, Position},
-    wire::{Encoded, PerFormat, WireFormat},
 };
 
-/// Somebody who reads logs: a client's connection.
+/// A reader of logs: a client's connection.
 pub trait Reader: Send + Sync {
-    /// Takes a batch if it can be written at once and follows on what was written before;
-    /// otherwise remembers that there is news.
+    /// Takes a batch if it can be written at once and follows what was written before; otherwise
+    /// remembers that the log has grown.
     fn offer(&self, tag: Tag, batch: &Batch);
 
-    /// Remembers that the log changed in another way than by growing.
+    /// Remembers that the log changed otherwise than by growing.
     fn wake(&self, tag: Tag);
 }
 
-/// About how much is offered to a reader in one piece.
+/// Bytes of a batch, about.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// How often one who waits for a new life of the log looks for it. It comes once in a disaster.
-const EPOCH_LOOKS: Duration = Duration::from_millis(10);
+/// How often a caller that waits for an epoch checks. It happens after a disaster only.
+const EPOCH_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Which of its subscriptions a reader reads this log for.
+/// Which of its subscriptions a reader attached for.
 pub type Tag = u32;
 
-/// How much of a log is kept ready.
+/// The limits of a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct RingLimits {
-    /// At most so many entries.
+    /// Entries (`node.ring_events`).
     pub events: usize,
-    /// At most so many bytes of them, and one entry in any case.
+    /// Bytes of them (`node.ring_bytes`); one entry is kept in any case.
     pub bytes: usize,
 }
 
-/// An entry, with its frames once somebody needed them.
-pub struct LogEntry {
-    channel: Channel,
-    /// Where it stands.
-    pub position: Position,
-    event: Event,
-    /// Delivered before under another offset: it keeps its place and is not shown.
-    repeat: bool,
-    frames: PerFormat<Encoded>,
-}
-
-impl LogEntry {
-    /// An entry nobody has asked for yet.
-    pub fn new(channel: Channel, position: Position, event: Event, repeat: bool) -> Self {
-        Self { channel, position, event, repeat, frames: Default::default() }
-    }
-
-    /// The entry as a frame, made by the first reader of that format.
-    pub fn frame(&self, format: WireFormat) -> &Encoded {
-        self.frames
-            .get_or_init(format, || format.codec.event(&self.channel, self.position, &self.event))
-    }
-
-    /// What happened.
-    pub fn event(&self) -> &Event {
-        &self.event
-    }
-
-    /// Whether readers get to see it.
-    pub fn is_shown(&self) -> bool {
-        !self.repeat
-    }
-
-    /// What it costs, with one frame made.
-    fn weight(&self) -> usize {
-        size_of::<Self>() + 2 * self.event.weight()
-    }
-}
-
-impl fmt::Debug for LogEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.channel, self.position)
-    }
-}
-
-/// Consecutive entries that are offered to every reader.
-#[derive(Debug)]
-pub struct Batch {
-    /// The entries, at least one.
-    pub entries: SmallVec<[Arc<LogEntry>; 4]>,
-    joined: PerFormat<Bytes>,
-}
-
-impl Batch {
-    fn new(entries: SmallVec<[Arc<LogEntry>; 4]>) -> Self {
-        Self { entries, joined: Default::default() }
-    }
-
-    /// What a reader has to hold to take the batch as a whole.
-    pub fn starts_after(&self) -> Position {
-        let first = self.entries[0].position;
-        Position::new(first.epoch, first.offset - 1)
-    }
-
-    /// What a reader holds that took it.
-    pub fn ends_at(&self) -> Position {
-        self.entries[self.entries.len() - 1].position
-    }
-
-    /// How many entries readers get to see.
-    pub fn shown(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.is_shown()).count()
-    }
-
-    /// All frames in one piece, put together once for all readers.
-    pub fn joined(&self, format: WireFormat) -> &Bytes {
-        self.joined.get_or_init(format, || match self.entries.as_slice() {
-            [only] if only.is_shown() => only.frame(format).bytes.clone(),
-            entries => {
-                let mut all = BytesMut::new();
-                for entry in entries.iter().filter(|entry| entry.is_shown()) {
-                    all.extend_from_slice(&entry.frame(format).bytes);
-                }
-                all.freeze()
-            }
-        })
-    }
-}
-
-/// What is there behind a position.
+/// What follows a position in the ring.
 #[derive(Debug)]
 pub enum Read {
-    /// These, one after the other.
+    /// These consecutive entries.
     Entries(SmallVec<[Arc<LogEntry>; 16]>),
     /// Nothing yet.
     UpToDate,
-    /// More than the ring holds: the broker's log has to be asked.
+    /// The ring no longer holds what comes next: it has to be read from the broker.
     FellBehind,
-    /// The position belongs to another life of the log, which now stands here.
+    /// The position belongs to another epoch. The log's head is this.
     OtherEpoch(Position),
 }
 
-/// What an arrival calls for.
+/// What has to be done after a change of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing: it was known, or somebody is at it already.
+    /// Nothing: the entry was known, or a fan-out or repair is running.
     None,
-    /// Offer what is new to the readers.
+    /// Offer the new entries to the readers.
     FanOut,
-    /// Read what is missing from the broker.
+    /// Read the missing entries from the broker.
     Repair,
 }
 
@@ -174,49 +89,51 @@ pub struct ChannelLog {
 
 #[derive(Default)]
 struct State {
-    /// The newest entry appended; none until the broker told where the log stands.
+    /// The position of the newest entry; none until the broker has reported the head.
     head: Option<Position>,
     ring: VecDeque<Arc<LogEntry>>,
     ring_bytes: usize,
     readers: ReaderBlocks,
-    /// Readers were offered everything up to this offset.
-    walked: u64,
-    walking: bool,
-    /// The broker's log is known to reach this far, or to have another epoch.
+    /// Readers have been offered everything up to this offset.
+    offered: u64,
+    fanning_out: bool,
+    /// The highest head reported while entries were missing, or one of another epoch.
     reported_head: Option<Position>,
     repairing: bool,
 }
 
 impl ChannelLog {
-    /// A log of which nothing is known yet.
+    /// A log whose head is not known yet.
     pub fn new(channel: Channel, limits: RingLimits) -> Self {
         Self { channel, limits, state: Mutex::default() }
     }
 
-    /// Whose it is.
+    /// The channel.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// The newest entry, once the log is open.
+    /// The position of the newest entry, once the log is open.
     pub fn head(&self) -> Option<Position> {
         self.state.lock().head
     }
 
-    /// How many read it.
+    /// The number of readers.
     pub fn readers(&self) -> usize {
         self.state.lock().readers.len()
     }
 
-    /// Begins at `head`. News that came before are not lost: they are missing now, so to say.
+    /// Opens the log at `head`. Entries that arrived before count as reported: they are read in a
+    /// repair.
     pub fn open(&self, head: Position) -> Next {
         let mut state = self.state.lock();
         state.head = Some(head);
-        state.walked = head.offset;
-        state.hunt()
+        state.offered = head.offset;
+        state.start_repair()
     }
 
-    /// Takes an entry from the broker's feed. `is_repeat` is asked only for one that is new.
+    /// Takes an entry from the broker's feed. An entry beyond the next offset only raises the reported
+    /// head and calls for a repair. `is_repeat` is called only for an entry that is appended.
     pub fn ingest(
         &self,
         position: Position,
@@ -238,25 +155,25 @@ impl ChannelLog {
             return state.fan_out();
         }
         state.reported_head = state.reported_head.max_by_offset(position);
-        state.hunt()
+        state.start_repair()
     }
 
-    /// Hears that the broker's log stands at `position`.
+    /// Takes a report that the broker's log has its head at `position`.
     pub fn observe_head(&self, position: Position) -> Next {
         let mut state = self.state.lock();
         state.reported_head = state.reported_head.max_by_offset(position);
-        state.hunt()
+        state.start_repair()
     }
 
-    /// The offset to read behind, for the repair that [`Next::Repair`] called for. What is heard
-    /// from now on may not be in that reading, and is looked into afterwards.
+    /// The offset after which to read, for the repair that [`Next::Repair`] called for. Heads that are
+    /// reported from now on may be beyond what that reads, and are checked afterwards.
     pub fn missing_after(&self) -> u64 {
         let mut state = self.state.lock();
         state.reported_head = None;
         state.head.map_or(0, |head| head.offset)
     }
 
-    /// Takes what a repair read behind the head.
+    /// Appends what a repair read after the head.
     pub fn apply_repair(
         &self,
         slice: Slice,
@@ -264,39 +181,39 @@ impl ChannelLog {
     ) -> Repaired {
         let mut state = self.state.lock();
         let reached = Position::new(slice.epoch, slice.head);
-        let same_log = state.head.is_some_and(|head| head.epoch == slice.epoch);
-        // Nothing to read though the log reaches further: retention let go of all of it.
+        let same_epoch = state.head.is_some_and(|head| head.epoch == slice.epoch);
+        // Nothing to read although the head is further: retention removed all of it.
         let all_gone = slice.events.is_empty() && state.next_offset() <= slice.head;
-        let mut broken = !same_log || all_gone;
-        if broken {
-            state.start_anew(reached);
+        let mut discontinuous = !same_epoch || all_gone;
+        if discontinuous {
+            state.restart(reached);
         }
-        for (offset, event) in slice.events.into_iter().filter(|_| same_log) {
+        for (offset, event) in slice.events.into_iter().filter(|_| same_epoch) {
             if offset < state.next_offset() {
                 continue;
             }
             if state.next_offset() < offset {
-                // It let go of the first of them. Readers who need those find out themselves.
-                state.start_anew(Position::new(slice.epoch, offset - 1));
-                broken = true;
+                // Retention removed the first of them. Readers that need those are reset.
+                state.restart(Position::new(slice.epoch, offset - 1));
+                discontinuous = true;
             }
             let position = Position::new(slice.epoch, offset);
             let repeat = is_repeat(position, &event);
             let entry = LogEntry::new(self.channel.clone(), position, event, repeat);
             state.append(entry, self.limits);
         }
-        state.repairing = state.next_offset() <= reached.offset || state.is_behind_rumour();
-        Repaired { again: state.repairing, walk: state.fan_out(), broken }
+        state.repairing = state.next_offset() <= reached.offset || state.is_behind_reported_head();
+        Repaired { again: state.repairing, next: state.fan_out(), discontinuous }
     }
 
-    /// What there is behind `cursor`, about `budget` bytes of it.
+    /// The entries after `cursor`, about `budget` bytes of them.
     pub fn read_after(&self, cursor: Position, budget: usize) -> Read {
         let state = self.state.lock();
         let Some(head) = state.head else { return Read::UpToDate };
         if cursor.epoch != head.epoch {
             return Read::OtherEpoch(head);
         }
-        // A cursor from another node may be ahead of this one's news: they will come.
+        // A cursor from another node may be ahead of this node's log: the entries will arrive.
         if head.offset <= cursor.offset {
             return Read::UpToDate;
         }
@@ -307,18 +224,18 @@ impl ChannelLog {
             if budget <= bytes {
                 break;
             }
-            bytes += entry.event.weight();
+            bytes += entry.event().weight();
             entries.push(Arc::clone(entry));
         }
         Read::Entries(entries)
     }
 
-    /// Waits until the log is in its life `epoch`, at most `within`; whether it is.
+    /// Waits until the log has this epoch, at most `within`. Returns whether it has.
     pub async fn reaches_epoch(&self, epoch: Epoch, within: Duration) -> bool {
         let deadline = Instant::now() + within;
-        let mut looks = interval(EPOCH_LOOKS);
+        let mut checks = interval(EPOCH_CHECK_INTERVAL);
         loop {
-            looks.tick().await;
+            checks.tick().await;
             if self.head().is_some_and(|head| head.epoch == epoch) {
                 return true;
             }
@@ -328,20 +245,20 @@ impl ChannelLog {
         }
     }
 
-    /// Whether everything behind `offset` is in the ring.
+    /// Whether everything after `offset` is in the ring.
     pub fn covers(&self, offset: u64) -> bool {
         let state = self.state.lock();
         state.head.is_some_and(|head| head.offset <= offset) || state.index_after(offset).is_some()
     }
 
-    /// How much of what lies before the ring would fit into it: the offset to read back from, and
-    /// how many entries.
-    pub fn room_before(&self) -> (u64, usize) {
+    /// How much of the log before the ring would fit into it: the offset to read backwards from, and the
+    /// number of entries.
+    pub fn free_before(&self) -> (u64, usize) {
         let state = self.state.lock();
         (state.before_ring(), self.limits.events.saturating_sub(state.ring.len()))
     }
 
-    /// Puts what was read backwards from the log in front of the ring, as far as it fits.
+    /// Puts entries that were read backwards in front of the ring, as far as they fit.
     pub fn prepend(&self, slice: Slice) {
         let mut state = self.state.lock();
         if state.head.is_none_or(|head| head.epoch != slice.epoch) {
@@ -364,49 +281,49 @@ impl ChannelLog {
         }
     }
 
-    /// Adds a reader; it is offered what comes from now on. Returns its seat.
+    /// Attaches a reader: it is offered what is appended from now on. Returns its slot.
     pub fn attach(&self, reader: Arc<dyn Reader>, tag: Tag) -> usize {
         self.state.lock().readers.attach(reader, tag)
     }
 
-    /// Takes a reader away.
+    /// Detaches a reader.
     pub fn detach(&self, slot: usize) {
-        let gone = self.state.lock().readers.detach(slot);
-        // Outside the lock: it may be the last hold on the reader, whose end comes here.
-        drop(gone);
+        let reader = self.state.lock().readers.detach(slot);
+        // Outside the lock: it may be the last reference to the reader, whose drop detaches too.
+        drop(reader);
     }
 
-    /// What readers were not offered yet; none ends the walk.
+    /// The next entries that readers have not been offered; none ends the fan-out.
     pub fn next_batch(&self) -> Option<Batch> {
         let mut state = self.state.lock();
-        let Some(head) = state.head.filter(|head| state.walked < head.offset) else {
-            state.walking = false;
+        let Some(head) = state.head.filter(|head| state.offered < head.offset) else {
+            state.fanning_out = false;
             return None;
         };
-        let from = state.index_after(state.walked).unwrap_or(0);
+        let from = state.index_after(state.offered).unwrap_or(0);
         let mut entries: SmallVec<[Arc<LogEntry>; 4]> = SmallVec::new();
         let mut bytes = 0;
         for entry in state.ring.range(from..) {
-            bytes += entry.event.weight();
+            bytes += entry.event().weight();
             entries.push(Arc::clone(entry));
             if BATCH_BYTES < bytes {
                 break;
             }
         }
-        state.walked = entries.last().map_or(head.offset, |last| last.position.offset);
+        state.offered = entries.last().map_or(head.offset, |last| last.position.offset);
         if entries.is_empty() {
-            state.walking = false;
+            state.fanning_out = false;
             return None;
         }
         Some(Batch::new(entries))
     }
 
-    /// A row of readers, for as long as there are any.
+    /// A block of readers; none after the last.
     pub fn block(&self, number: usize) -> Option<ReaderBlock> {
         self.state.lock().readers.block(number)
     }
 
-    /// Tells every reader that the log changed in another way than by growing.
+    /// Wakes every reader: the log changed otherwise than by growing.
     pub fn wake_all(&self) {
         let blocks = self.state.lock().readers.all();
         for block in blocks {
@@ -421,15 +338,15 @@ impl fmt::Debug for ChannelLog {
     }
 }
 
-/// What a repair achieved.
+/// The outcome of a repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repaired {
-    /// Something is still missing: read on.
+    /// Entries are still missing: read on.
     pub again: bool,
-    /// Whether there is something to offer.
-    pub walk: Next,
-    /// Continuity was lost: readers have to look for themselves.
-    pub broken: bool,
+    /// Whether there are entries to offer.
+    pub next: Next,
+    /// The log has a gap or another epoch: readers have to be woken.
+    pub discontinuous: bool,
 }
 
 impl State {
@@ -444,25 +361,25 @@ impl State {
         }
     }
 
-    fn start_anew(&mut self, head: Position) {
+    fn restart(&mut self, head: Position) {
         self.ring.clear();
         self.ring_bytes = 0;
-        self.walked = head.offset;
+        self.offered = head.offset;
         self.head = Some(head);
         self.reported_head = None;
     }
 
     fn fan_out(&mut self) -> Next {
-        let news = self.head.is_some_and(|head| self.walked < head.offset);
-        if !news || std::mem::replace(&mut self.walking, true) {
+        let has_new = self.head.is_some_and(|head| self.offered < head.offset);
+        if !has_new || std::mem::replace(&mut self.fanning_out, true) {
             return Next::None;
         }
         Next::FanOut
     }
 
-    /// Starts a repair if something is missing and nobody repairs already.
-    fn hunt(&mut self) -> Next {
-        if self.repairing || !self.is_behind_rumour() {
+    /// Starts a repair if entries are missing and none is running.
+    fn start_repair(&mut self) -> Next {
+        if self.repairing || !self.is_behind_reported_head() {
             return Next::None;
         }
         self.repairing = true;
@@ -470,7 +387,7 @@ impl State {
     }
 
     /// Whether the broker's log is said to hold more than this one, or to be another.
-    fn is_behind_rumour(&self) -> bool {
+    fn is_behind_reported_head(&self) -> bool {
         let (Some(head), Some(reported_head)) = (self.head, self.reported_head) else {
             return false;
         };

@@ -1,7 +1,7 @@
-//! LogReader from the broker's logs within bounds: so many bytes a reading, so many readings at once.
+//! Reads slices of the broker's logs within bounds: bytes of one read, and reads at the same time.
 //!
-//! A broker counts events, and an event may be a quarter of a megabyte. What is asked for here comes
-//! in pages that grow with how small the events turn out to be.
+//! A broker counts events, and an event may have a quarter of a megabyte. So a slice is read in pages
+//! whose size follows from how large the events turn out to be.
 
 use std::sync::Arc;
 
@@ -12,30 +12,30 @@ use crate::{
     protocol::Channel,
 };
 
-/// A reading ends with the page that reaches this.
+/// Bytes of a slice: it ends with the page that reaches this.
 const BYTES: usize = 1 << 20;
 
-/// Events of the first page: how large they are is not known yet.
+/// Events of the first page, when their size is not known yet.
 const FIRST_PAGE: usize = 16;
 
-/// Readings that may be under way at once; the others wait their turn.
+/// Reads at the same time; others wait.
 const AT_ONCE: usize = 64;
 
 /// Reads logs for a node.
 #[derive(Debug)]
 pub(super) struct LogReader {
     broker: Arc<dyn Broker>,
-    turns: Semaphore,
+    permits: Semaphore,
 }
 
 impl LogReader {
-    /// From this broker.
+    /// A reader of this broker's logs.
     pub(super) fn new(broker: Arc<dyn Broker>) -> Self {
-        Self { broker, turns: Semaphore::new(AT_ONCE) }
+        Self { broker, permits: Semaphore::new(AT_ONCE) }
     }
 
-    /// Reads a piece of a log: consecutive events, at most `limit`, about [`BYTES`] of them, and at
-    /// least one if there is one.
+    /// Reads a slice: consecutive events, at most `limit` and about [`BYTES`] bytes of them, and at least
+    /// one if there is one.
     pub(super) async fn read(
         &self,
         channel: &Channel,
@@ -43,49 +43,49 @@ impl LogReader {
         limit: usize,
     ) -> Result<Slice, BrokerError> {
         // The semaphore is never closed.
-        let _turn = self.turns.acquire().await;
+        let _permit = self.permits.acquire().await;
         let mut page = limit.min(FIRST_PAGE);
-        let mut piece = self.broker.read(channel, range, page).await?;
-        let mut got = piece.events.len();
-        let mut bytes = weight(&piece);
-        while got == page && piece.events.len() < limit && bytes < BYTES {
-            let heaviest = piece.events.iter().map(|(_, event)| event.weight()).max().unwrap_or(1);
-            page = ((BYTES - bytes) / heaviest).max(1).min(limit - piece.events.len());
-            let Some(range) = behind(&piece, range) else { break };
+        let mut slice = self.broker.read(channel, range, page).await?;
+        let mut got = slice.events.len();
+        let mut bytes = weight(&slice);
+        while got == page && slice.events.len() < limit && bytes < BYTES {
+            let heaviest = slice.events.iter().map(|(_, event)| event.weight()).max().unwrap_or(1);
+            page = ((BYTES - bytes) / heaviest).max(1).min(limit - slice.events.len());
+            let Some(range) = continuation(&slice, range) else { break };
             let next = self.broker.read(channel, range, page).await?;
             got = next.events.len();
             bytes += weight(&next);
-            if !follows(&piece, &next, range) {
+            if !follows(&slice, &next, range) {
                 break;
             }
-            piece.head = next.head;
-            piece.events.extend(next.events);
+            slice.head = next.head;
+            slice.events.extend(next.events);
         }
-        Ok(piece)
+        Ok(slice)
     }
 }
 
-fn weight(piece: &Slice) -> usize {
-    piece.events.iter().map(|(_, event)| event.weight()).sum()
+fn weight(slice: &Slice) -> usize {
+    slice.events.iter().map(|(_, event)| event.weight()).sum()
 }
 
-/// What comes after a piece, in the direction of `range`.
-fn behind(piece: &Slice, range: Range) -> Option<Range> {
-    let (last, _) = piece.events.last()?;
+/// The range that continues a slice, in the same direction.
+fn continuation(slice: &Slice, range: Range) -> Option<Range> {
+    let (last, _) = slice.events.last()?;
     match range {
         Range::After(_) => Some(Range::After(*last)),
         Range::Until(_) => last.checked_sub(1).filter(|last| *last != 0).map(Range::Until),
     }
 }
 
-/// Whether `next` goes on where `piece` ended, in the same life of the log.
-fn follows(piece: &Slice, next: &Slice, range: Range) -> bool {
+/// Whether `next` continues where the slice ended, in the same epoch.
+fn follows(slice: &Slice, next: &Slice, range: Range) -> bool {
     let first = next.events.first().map(|(offset, _)| *offset);
     let expected = match range {
         Range::After(offset) => offset.saturating_add(1),
         Range::Until(offset) => offset,
     };
-    piece.epoch == next.epoch && first.is_none_or(|first| first == expected)
+    slice.epoch == next.epoch && first.is_none_or(|first| first == expected)
 }
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_empty_piece_is_one() {
+    async fn an_empty_slice_is_one() {
         let (reading, channel) = log_of(3, 1).await;
         assert!(reading.read(&channel, Range::After(3), 10).await.unwrap().events.is_empty());
     }

@@ -1,32 +1,32 @@
-//! Who reads a log, in rows that a walk may hold while others sit down and stand up.
+//! The readers of a log, in blocks that a fan-out may hold while readers attach and detach.
 //!
-//! A walk takes a row as it is, with one count for all who sit in it; who comes or goes meanwhile does
-//! so in a copy. Nothing here knows what is offered.
+//! A fan-out takes a block with one reference count for all its readers; a reader that attaches or
+//! detaches meanwhile does so in a copy. Nothing here knows what is offered.
 
 use std::{fmt, sync::Arc};
 
 use super::{Batch, Reader, Tag};
 
-/// Seats in a row.
+/// Readers in a block.
 pub const BLOCK_SIZE: usize = 128;
 
 /// The readers of a log.
 #[derive(Default)]
 pub(super) struct ReaderBlocks {
     blocks: Vec<ReaderBlock>,
-    /// Seats that somebody stood up from.
+    /// Slots whose reader has detached.
     free: Vec<usize>,
     attached: usize,
 }
 
-/// Up to [`BLOCK_SIZE`] readers, as they sat when it was taken.
+/// Up to [`BLOCK_SIZE`] readers, as they were when the block was taken.
 #[derive(Clone, Default)]
 pub struct ReaderBlock(Arc<Vec<Option<AttachedReader>>>);
 
 type AttachedReader = (Arc<dyn Reader>, Tag);
 
 impl ReaderBlocks {
-    /// Adds a reader. Returns its seat.
+    /// Attaches a reader. Returns its slot.
     pub(super) fn attach(&mut self, reader: Arc<dyn Reader>, tag: Tag) -> usize {
         self.attached += 1;
         if let Some(slot) = self.free.pop() {
@@ -48,8 +48,8 @@ impl ReaderBlocks {
         last * BLOCK_SIZE + block.len() - 1
     }
 
-    /// Takes a reader away. What is returned is to be dropped where no lock is held: it may be the last
-    /// hold on the reader.
+    /// Detaches a reader. It has to be dropped where no lock is held: this may be the last reference to
+    /// it.
     pub(super) fn detach(&mut self, slot: usize) -> Option<Arc<dyn Reader>> {
         let block = Arc::make_mut(&mut self.blocks.get_mut(slot / BLOCK_SIZE)?.0);
         let (reader, _) = block.get_mut(slot % BLOCK_SIZE)?.take()?;
@@ -61,17 +61,17 @@ impl ReaderBlocks {
         Some(reader)
     }
 
-    /// A row, for as long as there are any.
+    /// A block; none after the last.
     pub(super) fn block(&self, number: usize) -> Option<ReaderBlock> {
         self.blocks.get(number).cloned()
     }
 
-    /// All of them.
+    /// All blocks.
     pub(super) fn all(&self) -> Vec<ReaderBlock> {
         self.blocks.clone()
     }
 
-    /// How many read.
+    /// The number of readers.
     pub(super) fn len(&self) -> usize {
         self.attached
     }
@@ -85,7 +85,7 @@ impl ReaderBlock {
         }
     }
 
-    /// Tells each of its readers that the log changed in another way than by growing.
+    /// Wakes each of its readers: the log changed otherwise than by growing.
     pub fn wake(&self) {
         for (reader, tag) in self.0.iter().flatten() {
             reader.wake(*tag);

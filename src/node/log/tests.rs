@@ -118,7 +118,7 @@ fn repair(log: &ChannelLog, head: u64) {
     loop {
         let after = log.missing_after();
         let repaired = log.apply_repair(slice(after, head, 4), |_, _| false);
-        if repaired.walk == Next::FanOut {
+        if repaired.next == Next::FanOut {
             fan_out(log);
         }
         if !repaired.again {
@@ -215,7 +215,7 @@ fn a_new_epoch_starts_the_log_anew_and_tells_the_readers() {
     log.missing_after();
     let anew = Slice { epoch: other.epoch, head: 2, events: Vec::new() };
     let repaired = log.apply_repair(anew, |_, _| false);
-    assert_eq!((repaired.broken, repaired.again), (true, false));
+    assert_eq!((repaired.discontinuous, repaired.again), (true, false));
     assert!(matches!(log.read_after(at(5), 100), Read::OtherEpoch(head) if head == other));
 }
 
@@ -226,7 +226,7 @@ fn what_retention_took_from_a_hole_makes_readers_look_for_themselves() {
     assert_eq!(arrive(&log, 9), Next::Repair);
     log.missing_after();
     let rest = Slice { events: vec![(8, event(8)), (9, event(9))], ..slice(5, 9, 0) };
-    assert!(log.apply_repair(rest, |_, _| false).broken);
+    assert!(log.apply_repair(rest, |_, _| false).discontinuous);
     assert!(matches!(log.read_after(at(5), 100), Read::FellBehind));
     assert!(matches!(log.read_after(at(7), 100), Read::Entries(entries) if entries.len() == 2));
 }
@@ -263,7 +263,7 @@ fn the_ring_is_filled_up_backwards_as_far_as_it_follows_on() {
     let log = log(5);
     log.open(at(10));
     arrive(&log, 11);
-    assert_eq!(log.room_before(), (10, 4));
+    assert_eq!(log.free_before(), (10, 4));
     let back = [10, 9, 7].map(|offset| (offset, event(offset))).to_vec();
     log.prepend(Slice { events: back, ..slice(0, 11, 0) });
     assert!(log.covers(8));
