@@ -17,7 +17,7 @@ use super::{
     admission::Refusal,
     detach::DetachableSocket,
     error::{ApiError, read_body},
-    legacy::Issued,
+    legacy::IssuedCookie,
     legacy::LegacyRequest,
     origin::Allowed,
 };
@@ -37,9 +37,9 @@ const HEAD: &str = "HTTP/1.1 200 OK\r\n\
     x-accel-buffering: no\r\n\
     connection: close\r\n";
 
-fn head(page: Option<&Allowed>, issued: Option<&Issued>) -> Bytes {
+fn head(page: Option<&Allowed>, issued: Option<&IssuedCookie>) -> Bytes {
     let page = page.map(Allowed::head_lines).unwrap_or_default();
-    let issued = issued.map(Issued::head_line).unwrap_or_default();
+    let issued = issued.map(IssuedCookie::head_line).unwrap_or_default();
     format!("{HEAD}{page}{issued}\r\n").into()
 }
 
