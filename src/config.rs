@@ -23,7 +23,7 @@ use crate::{
     cluster::ClusterConfig,
     connection::ConnectionConfig,
     http::ServerConfig,
-    legacy::{Impossible, LegacyConfig},
+    legacy::{InvalidSetting, LegacyConfig},
     node::{DedupConfig, NodeConfig},
     protocol::channel::{DEFAULT_NAMESPACE, RESERVED_NAMESPACE},
     rollout::RolloutConfig,
@@ -293,8 +293,8 @@ impl fmt::Display for ConfigError {
     }
 }
 
-impl From<Impossible> for ConfigError {
-    fn from(Impossible { key, reason, remedy }: Impossible) -> Self {
+impl From<InvalidSetting> for ConfigError {
+    fn from(InvalidSetting { key, reason, remedy }: InvalidSetting) -> Self {
         Self { key, reason, remedy }
     }
 }

@@ -153,7 +153,7 @@ impl Gateway {
         let RolloutConfig { drain, .. } = config.rollout;
         let has_old = legacy.upstream().is_some();
         let (taking, moved) = (Arc::clone(&legacy), rollouts.clone());
-        rollout_routing::keep_moving(taking, moved, drain.rate, &lifecycle.connections);
+        rollout_routing::migrate_streams(taking, moved, drain.rate, &lifecycle.connections);
         let (connection, limits) = (config.connection, config.limits);
         let connections =
             Connections::new(node, (auth, cluster), rollouts, connection, limits, stopping);
@@ -218,12 +218,12 @@ fn legacy(
     rollouts: &Rollouts,
     lifecycle: &Lifecycle,
 ) -> Result<Legacy, LegacyError> {
-    let (rollouts, otherwise) = (rollouts.clone(), config.legacy.side);
-    let sides: Arc<dyn Routing> = Arc::new(RolloutRouting { rollouts, otherwise });
+    let (rollouts, fallback) = (rollouts.clone(), config.legacy.side);
+    let sides: Arc<dyn Routing> = Arc::new(RolloutRouting { rollouts, fallback });
     let redis = config.broker.kind == BrokerKind::Redis;
-    let bounds = legacy::Bounds {
+    let bounds = legacy::GatewaySettings {
         event_bytes: config.limits.event_bytes,
-        bells: redis.then(|| config.broker.redis.prefix.clone()),
+        broker_prefix: redis.then(|| config.broker.redis.prefix.clone()),
     };
     Legacy::start(&config.legacy, sides, (node, bounds), &lifecycle.cluster)
 }

@@ -216,7 +216,7 @@ pub fn router(app: AppState) -> Router {
         .route("/api/migration/{verb}/{component}", post(migration::order))
         .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
         .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))
-        .route("/api/migration/shadow", get(legacy::report))
+        .route("/api/migration/shadow", get(legacy::shadow_report))
         .method_not_allowed_fallback(error::method_not_allowed)
         // limits.body_bytes is the limit.
         .layer(DefaultBodyLimit::disable())
@@ -228,7 +228,7 @@ pub fn router(app: AppState) -> Router {
         .method_not_allowed_fallback(error::method_not_allowed);
     let pages = for_pages.clone().with_state(app.clone());
     let unknown = move |State(app): State<AppState>, request: Request| {
-        legacy::answer(app, pages.clone(), request)
+        legacy::fallback(app, pages.clone(), request)
     };
     for_pages.merge(for_operators).fallback(unknown).with_state(app)
 }

@@ -1,9 +1,10 @@
-//! Taking over from the system that is there: what still goes to it, what is taken from it, and how
-//! the two compare.
+//! Migration from an existing (legacy) real-time system: reverse proxy, route mapping, Redis
+//! ingest and shadow comparison.
 //!
-//! [`upstream`] passes requests on, [`route`] says which old addresses the gateway can serve itself,
-//! [`redis`] takes in what publishers PUBLISH, [`shadow`] compares both sides. Who is on which side
-//! is asked of [`Routing`]; who somebody is, and what they may do, is not known here.
+//! [`upstream`] proxies requests to the legacy server, [`route`] maps its stream addresses to
+//! channels, [`redis`] ingests what publishers PUBLISH, [`shadow`] compares the upstream's streams
+//! with the logs. [`Routing`] decides which [`Backend`] serves a user. Authentication and
+//! permissions are not known here; the HTTP layer resolves both.
 
 pub mod compare;
 pub mod pattern;
@@ -22,9 +23,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     payload::JsonPath,
-    proxied_streams::{ProxiedStreams, Seat},
-    redis::{TakeIn, TakeInConfig},
-    route::{Place, Route, RouteConfig},
+    proxied_streams::{ProxiedStreamGuard, ProxiedStreams},
+    redis::{Ingest, IngestConfig},
+    route::{MatchedRoute, Route, RouteConfig},
     shadow::{Shadow, ShadowConfig},
     upstream::{Upstream, UpstreamError, UpstreamUrl},
 };
@@ -34,25 +35,25 @@ use crate::{lifecycle::Stage, node::Node};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LegacyConfig {
-    /// The server that the pages' streams come from so far. It gets what the gateway does not know.
+    /// URL of the legacy server. It receives every request that the gateway does not serve itself.
     pub upstream: Option<UpstreamUrl>,
-    /// What it is called when it is asked; unset, whatever the client asked for.
+    /// `Host` header of requests to the upstream; unset, the host that the client asked for.
     pub host: Option<String>,
-    /// Which side serves the addresses of `route`, where no rollout says.
+    /// Backend for the addresses in `route` while no rollout decides.
     pub side: Backend,
-    /// A connection to it is there within this time.
+    /// Timeout for connecting to the upstream, TLS handshake included.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// The head of its answer is there within this time, once it has the request.
+    /// Timeout for the upstream's response head, from the last byte of the request.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Requests that may be with it at once, streams among them.
+    /// Limit of concurrent upstream requests, open streams included; at least 1.
     pub requests: usize,
-    /// Addresses of its streams.
+    /// Addresses of the upstream's streams and the channels they stand for.
     pub route: Vec<RouteConfig>,
-    /// What publishers PUBLISH goes into the logs.
-    pub redis: Option<TakeInConfig>,
-    /// Comparing both sides.
+    /// Ingest from Redis Pub/Sub; unset, nothing is ingested.
+    pub redis: Option<IngestConfig>,
+    /// Comparison of the upstream's streams with the logs.
     pub shadow: ShadowConfig,
 }
 
@@ -72,54 +73,55 @@ impl Default for LegacyConfig {
     }
 }
 
-/// A setting that cannot work: its key, what is wrong, what to do.
+/// A setting that was rejected: its key, the reason and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Impossible {
-    /// Which.
+pub struct InvalidSetting {
+    /// Full key, for example `legacy.redis.lease`.
     pub key: String,
-    /// What is wrong.
+    /// Why the value is invalid.
     pub reason: String,
-    /// What to do.
+    /// What to write instead.
     pub remedy: String,
 }
 
-impl Impossible {
+impl InvalidSetting {
     fn new(key: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { key: key.into(), reason: reason.into(), remedy: remedy.into() }
     }
 }
 
 impl LegacyConfig {
-    /// Whether it can work. `dedup` is for how long an id is recognised.
+    /// Validates the section. `dedup` is `dedup.window`.
     ///
     /// # Errors
-    /// Names the first setting that cannot be.
-    pub fn check(&self, dedup: Duration) -> Result<(), Impossible> {
-        let wrong = |key: &str, reason: &str, remedy: &str| {
-            Err(Impossible::new(format!("legacy.{key}"), reason, remedy))
+    /// Returns the first invalid setting.
+    pub fn check(&self, dedup: Duration) -> Result<(), InvalidSetting> {
+        let invalid = |key: &str, reason: &str, remedy: &str| {
+            Err(InvalidSetting::new(format!("legacy.{key}"), reason, remedy))
         };
         if self.requests == 0 {
-            return wrong("requests", "0 lets nobody through", "set at least 1");
+            return invalid("requests", "0 refuses every request", "set at least 1");
         }
         for (key, time) in [("connect_timeout", self.connect_timeout), ("timeout", self.timeout)] {
             if time.is_zero() {
-                return wrong(key, "nothing happens in no time", "set at least 1s");
+                return invalid(key, "0 times out every request", "set at least 1s");
             }
         }
         if self.side != Backend::Upstream && self.route.is_empty() {
-            return wrong(
+            return invalid(
                 "side",
-                "there is no [[legacy.route]] for it",
-                "add one, or leave it out",
+                "it needs at least one [[legacy.route]]",
+                "add a route, or leave side out",
             );
         }
         if self.side == Backend::Shadow && self.upstream.is_none() {
-            return wrong("side", "there is no legacy.upstream to compare with", "name it");
+            return invalid("side", "\"shadow\" needs legacy.upstream", "set legacy.upstream");
         }
         if let Some(host) = &self.host
             && axum::http::uri::Authority::try_from(host.as_str()).is_err()
         {
-            return wrong("host", "it is no host", "write \"old.example.com\" or with a port");
+            let remedy = "write \"old.example.com\", with a port if it needs one";
+            return invalid("host", "it is not a valid host", remedy);
         }
         self.route.iter().try_for_each(RouteConfig::check)?;
         self.shadow.check()?;
@@ -127,21 +129,21 @@ impl LegacyConfig {
     }
 }
 
-/// Who serves somebody.
+/// Which backend serves a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The old server.
+    /// The legacy server.
     #[default]
     Upstream,
-    /// The old server; what it says is compared with what the gateway would.
+    /// The legacy server, with its stream compared with the logs.
     Shadow,
     /// The gateway.
     Gateway,
 }
 
 impl Backend {
-    /// As it stands in settings and metrics.
+    /// The value in `legacy.side` and in the metric label `side`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Upstream => "upstream",
@@ -151,122 +153,125 @@ impl Backend {
     }
 }
 
-/// Decides who is on which side. Asked once per request to a [`Route`], so it must not wait.
+/// Decides which backend serves a user. Called once per request to a [`Route`], so it must not
+/// block.
 pub trait Routing: fmt::Debug + Send + Sync {
-    /// The side of a user, or of a client that is known by nothing but its durable id.
-    fn side(&self, unit: &str, groups: &[String]) -> Backend;
+    /// The backend of a rollout unit: a user id, or a browser's durable id where no user is known.
+    fn backend(&self, unit: &str, groups: &[String]) -> Backend;
 }
 
-/// One side for everybody: `legacy.side`.
+/// The same backend for every user: `legacy.side` without rollouts.
 impl Routing for Backend {
-    fn side(&self, _: &str, _: &[String]) -> Backend {
+    fn backend(&self, _: &str, _: &[String]) -> Backend {
         *self
     }
 }
 
-/// The old system, as this node knows it.
+/// This node's connections to the legacy system.
 #[derive(Debug)]
 pub struct Legacy {
     upstream: Option<Upstream>,
     routes: Vec<Route>,
-    sides: Arc<dyn Routing>,
-    redis: Option<Arc<TakeIn>>,
+    routing: Arc<dyn Routing>,
+    ingest: Option<Arc<Ingest>>,
     shadow: Arc<Shadow>,
-    passengers: Arc<ProxiedStreams>,
+    proxied_streams: Arc<ProxiedStreams>,
 }
 
 impl Legacy {
-    /// Starts to take in and to compare what is configured.
+    /// Starts ingest and shadow comparison as configured.
     ///
     /// # Errors
-    /// When the system's trusted certificates cannot be read, or an address is none.
+    /// When the system's trusted certificates cannot be read, or `legacy.redis.url` is invalid.
     pub fn start(
         config: &LegacyConfig,
-        sides: Arc<dyn Routing>,
-        (node, limits): (&Arc<Node>, Bounds),
+        routing: Arc<dyn Routing>,
+        (node, settings): (&Arc<Node>, GatewaySettings),
         stage: &Stage,
     ) -> Result<Self, LegacyError> {
         let upstream = config.upstream.as_ref().map(|url| Upstream::new(url, config, node));
         let id = config.redis.as_ref().and_then(|redis| redis.id.clone());
-        let taking = config.redis.as_ref();
-        let redis = taking.map(|redis| TakeIn::start(redis, node, &limits, stage)).transpose()?;
-        let shadow = Shadow::new(&config.shadow, id, node, &limits, stage);
+        let redis = config.redis.as_ref();
+        let ingest = redis.map(|redis| Ingest::start(redis, node, &settings, stage)).transpose()?;
+        let shadow = Shadow::new(&config.shadow, id, node, &settings, stage);
         let routes = config.route.iter().cloned().map(Route::new).collect();
         Ok(Self {
             upstream: upstream.transpose()?,
             routes,
-            sides,
-            redis,
+            routing,
+            ingest,
             shadow: Arc::new(shadow),
-            passengers: Arc::default(),
+            proxied_streams: Arc::default(),
         })
     }
 
-    /// The old server, if there is one.
+    /// The legacy server, if `legacy.upstream` is set.
     pub fn upstream(&self) -> Option<&Upstream> {
         self.upstream.as_ref()
     }
 
-    /// The old address that a path is, and what its holes stand for.
-    pub fn place(&self, path: &str) -> Option<Place<'_>> {
-        self.routes.iter().find_map(|route| route.place(path))
+    /// The first configured route that matches a path.
+    pub fn match_route(&self, path: &str) -> Option<MatchedRoute<'_>> {
+        self.routes.iter().find_map(|route| route.match_path(path))
     }
 
-    /// Who serves somebody; without an old server there is only the gateway.
-    pub fn side(&self, unit: &str, groups: &[String]) -> Backend {
-        if self.upstream.is_none() { Backend::Gateway } else { self.sides.side(unit, groups) }
+    /// The backend that serves a unit; always the gateway where no upstream is configured.
+    pub fn backend(&self, unit: &str, groups: &[String]) -> Backend {
+        if self.upstream.is_none() { Backend::Gateway } else { self.routing.backend(unit, groups) }
     }
 
-    /// Whether this node hears what publishers PUBLISH, so that another one may be stopped.
-    pub fn has_joined(&self) -> bool {
-        self.redis.as_ref().is_none_or(|redis| redis.has_joined())
+    /// Whether ingest on this node can take over from another node: readiness in `/health/ready`.
+    /// True where `[legacy.redis]` is not configured.
+    pub fn ingest_ready(&self) -> bool {
+        self.ingest.as_ref().is_none_or(|ingest| ingest.is_ready())
     }
 
-    /// Those who have a stream of the old server's.
-    pub fn passengers(&self) -> &Arc<ProxiedStreams> {
-        &self.passengers
+    /// The open streams that this node proxies to the upstream.
+    pub fn proxied_streams(&self) -> &Arc<ProxiedStreams> {
+        &self.proxied_streams
     }
 
-    /// Ends streams of the old server's whose users are on the gateway's side by now, at most so many:
-    /// their browsers come back, to the gateway. How many it were.
-    pub fn move_over(&self, most: usize) -> usize {
-        self.passengers.let_off(most, |unit, groups| self.side(unit, groups) == Backend::Gateway)
+    /// Ends up to `limit` proxied streams whose users now belong to the gateway, and returns how many
+    /// it ended. Their browsers reconnect and are served by the gateway.
+    pub fn end_migrated_streams(&self, limit: usize) -> usize {
+        self.proxied_streams
+            .end_where(limit, |unit, groups| self.backend(unit, groups) == Backend::Gateway)
     }
 
-    /// The comparison of both sides.
+    /// The shadow comparison.
     pub fn shadow(&self) -> &Arc<Shadow> {
         &self.shadow
     }
 }
 
-/// What bounds apply to what comes from the old system.
+/// Settings of other sections that ingest and shadow comparison depend on.
 #[derive(Clone, Debug)]
-pub struct Bounds {
-    /// Bytes of one event's data.
+pub struct GatewaySettings {
+    /// `limits.event_bytes`: maximum size of an event's data in bytes.
     pub event_bytes: usize,
-    /// What the names of the broker's own Redis channels begin with, if it has any.
-    pub bells: Option<String>,
+    /// `broker.redis.prefix` where the broker is Redis: Redis channels under it are not ingested.
+    pub broker_prefix: Option<String>,
 }
 
-/// Why the old system cannot be taken over from.
+/// Why the legacy system cannot be connected.
 #[derive(Debug, thiserror::Error)]
 pub enum LegacyError {
-    /// There is nothing to check an upstream's certificate with.
+    /// The system has no trusted root certificate to verify an `https` upstream with.
     #[error(
-        "legacy.upstream: no certificate of this system's can be trusted: {reason}; install \
+        "legacy.upstream: the system has no usable root certificates ({reason}): install \
              ca-certificates"
     )]
-    Trust {
-        /// Why.
+    NoRootCertificates {
+        /// Why none could be loaded.
         reason: String,
     },
-    /// No address of a Redis server.
+    /// `legacy.redis.url` is not a Redis URL.
     #[error(
-        "legacy.redis.url: {url} is no address of a Redis server: write redis://host:port, \
-             rediss://host:port or redis+unix:///path"
+        "legacy.redis.url: {url} is not a Redis URL: write redis://host:port, rediss://host:port \
+             or redis+unix:///path"
     )]
     RedisUrl {
-        /// The address, without its password.
+        /// The URL, without its password.
         url: String,
     },
 }
@@ -275,24 +280,24 @@ pub enum LegacyError {
 mod tests {
     use super::*;
 
-    fn refused(change: impl FnOnce(&mut LegacyConfig)) -> String {
+    fn rejected_key(change: impl FnOnce(&mut LegacyConfig)) -> String {
         let mut config = LegacyConfig::default();
         change(&mut config);
         config.check(Duration::from_secs(120)).unwrap_err().key
     }
 
     #[test]
-    fn a_section_that_cannot_work_is_refused() {
+    fn invalid_settings_are_rejected() {
         assert_eq!(LegacyConfig::default().check(Duration::from_secs(120)), Ok(()));
-        assert_eq!(refused(|config| config.requests = 0), "legacy.requests");
-        assert_eq!(refused(|config| config.timeout = Duration::ZERO), "legacy.timeout");
-        assert_eq!(refused(|config| config.side = Backend::Gateway), "legacy.side");
-        assert_eq!(refused(|config| config.host = Some("a b".to_owned())), "legacy.host");
+        assert_eq!(rejected_key(|config| config.requests = 0), "legacy.requests");
+        assert_eq!(rejected_key(|config| config.timeout = Duration::ZERO), "legacy.timeout");
+        assert_eq!(rejected_key(|config| config.side = Backend::Gateway), "legacy.side");
+        assert_eq!(rejected_key(|config| config.host = Some("a b".to_owned())), "legacy.host");
     }
 
     #[test]
-    fn one_side_is_the_side_of_everybody() {
-        let sides: Arc<dyn Routing> = Arc::new(Backend::Shadow);
-        assert_eq!(sides.side("anna", &[]), Backend::Shadow);
+    fn a_fixed_backend_serves_every_user() {
+        let routing: Arc<dyn Routing> = Arc::new(Backend::Shadow);
+        assert_eq!(routing.backend("anna", &[]), Backend::Shadow);
     }
 }

@@ -83,7 +83,7 @@ pub struct LegacyMetrics {
     /// Times listening to the old channels was interrupted.
     pub interruptions: Counter,
     /// Events for the old channels, by what became of them.
-    copies: Family<OutcomeLabel, Counter>,
+    republished: Family<OutcomeLabel, Counter>,
     /// What a comparison of both sides found.
     compared: Family<OutcomeLabel, Counter>,
 }
@@ -100,7 +100,10 @@ impl LegacyMetrics {
             backlog: in_registry.gauge("legacy_backlog", "Messages heard and not known in the log"),
             interruptions: in_registry
                 .counter("legacy_interruptions", "Times listening to old channels was interrupted"),
-            copies: in_registry.family("legacy_copies", "Events copied out, by outcome"),
+            republished: in_registry.family(
+                "legacy_republished",
+                "Events republished to legacy Redis channels, by outcome",
+            ),
             compared: in_registry
                 .family("legacy_compared", "Events of both sides compared, by outcome"),
         }
@@ -117,8 +120,8 @@ impl LegacyMetrics {
     }
 
     /// So many events for the old channels ended like this.
-    pub fn copies(&self, outcome: &'static str, number: u64) {
-        self.copies.get_or_create(&OutcomeLabel { outcome }).inc_by(number);
+    pub fn republished(&self, outcome: &'static str, number: u64) {
+        self.republished.get_or_create(&OutcomeLabel { outcome }).inc_by(number);
     }
 
     /// A comparison found this.

@@ -18,7 +18,7 @@ use super::{
     admission::Refusal,
     detach::DetachableSocket,
     error::ApiError,
-    legacy::{Issued, LegacyRequest},
+    legacy::{IssuedCookie, LegacyRequest},
     origin::Allowed,
 };
 use crate::{
@@ -89,9 +89,9 @@ pub(super) async fn open(
     Ok(StatusCode::OK.into_response())
 }
 
-fn head(page: Option<&Allowed>, issued: Option<&Issued>) -> Bytes {
+fn head(page: Option<&Allowed>, issued: Option<&IssuedCookie>) -> Bytes {
     let page = page.map(Allowed::head_lines).unwrap_or_default();
-    let issued = issued.map(Issued::head_line).unwrap_or_default();
+    let issued = issued.map(IssuedCookie::head_line).unwrap_or_default();
     format!("{HEAD}{page}{issued}\r\n").into()
 }
 

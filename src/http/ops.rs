@@ -25,7 +25,7 @@ pub(super) async fn ready(State(app): State<AppState>) -> Response {
         Health::Up if !app.connections.cluster.is_synced() => {
             "the node has not been told yet who is where".to_owned()
         }
-        Health::Up if !app.legacy.has_joined() => {
+        Health::Up if !app.legacy.ingest_ready() => {
             "the node does not hear yet what is PUBLISHed on legacy.redis".to_owned()
         }
         // It would send everybody to the old side.

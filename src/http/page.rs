@@ -24,7 +24,7 @@ pub(super) async fn demo(
 ) -> Result<Response, ApiError> {
     // Where an old server stands behind, its own start page stays.
     if let Some(upstream) = app.legacy.upstream() {
-        return Ok(legacy::through(&app, upstream, request).await);
+        return Ok(legacy::forward(&app, upstream, request).await);
     }
     if !app.connections.auth.is_development() {
         let message =

@@ -1,61 +1,61 @@
-//! Comparing what the old server sent on one stream with what the logs of its channels have. Pure:
-//! time is handed in, in milliseconds of any clock.
+//! Comparison of one upstream stream with the logs of its channels. Pure: time is passed in, in
+//! milliseconds of any clock.
 //!
-//! An event is the same by its id where both sides have one, else by its content; the oldest not yet
-//! matched first, so equal events are counted, not confused. What is still alone after
-//! [`PATIENCE`] × `within` is judged.
+//! Two events are the same if their ids are equal, or their content where either has no id. An event
+//! is matched with the oldest unmatched one of the other side, so equal events are counted correctly.
+//! An event still unmatched after [`GRACE_FACTOR`] × `within` gets an outcome of its own.
 
 use std::collections::VecDeque;
 
-/// An event of either side.
+/// An event of either side, reduced to what the comparison needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// The id in its content, where one is configured and there.
+pub struct ComparedEvent {
+    /// The id in the payload, where `legacy.redis.id` is set and finds one.
     pub id: Option<String>,
-    /// What its content is, whatever its spaces are.
-    pub print: u64,
-    /// The beginning of its content, for whoever looks into it.
+    /// Hash of the payload, independent of JSON whitespace and key order.
+    pub content_hash: u64,
+    /// The beginning of the payload, for reports.
     pub data: String,
 }
 
-impl Seen {
-    fn is(&self, other: &Self) -> bool {
+impl ComparedEvent {
+    fn is_same(&self, other: &Self) -> bool {
         match (&self.id, &other.id) {
             (Some(one), Some(another)) => one == another,
-            _ => self.print == other.print,
+            _ => self.content_hash == other.content_hash,
         }
     }
 }
 
-/// What a comparison finds.
+/// Outcome of the comparison for an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Both sides have it. The other findings about it come on top.
+pub enum Outcome {
+    /// Both sides have it. `Late`, `Reordered` and `Different` are reported in addition.
     Matched,
-    /// The old server sent it, the log does not have it.
+    /// The upstream sent it, the log does not have it.
     Lost,
-    /// The log has it once more than the old server sent it.
-    Doubled,
-    /// The log had it later than the old server sent it, by more than `within`.
+    /// The log has it once more than the upstream sent it.
+    Duplicated,
+    /// The log had it later than the upstream sent it, by more than `within`.
     Late,
-    /// The log has it in another order.
+    /// The log has it in another order than the upstream.
     Reordered,
-    /// The same id with another content.
+    /// The same id with different content.
     Different,
-    /// The log has it, the old server did not send it.
+    /// The log has it, the upstream did not send it.
     Extra,
-    /// The old server sent it once more than the log has it.
+    /// The upstream sent it once more than the log has it.
     Repeated,
-    /// Too much was waiting, or too large, to be compared.
+    /// It was too large to be compared, or too many events were unmatched.
     Skipped,
 }
 
-impl Kind {
-    /// Each of them.
+impl Outcome {
+    /// All outcomes.
     pub const ALL: [Self; 9] = [
         Self::Matched,
         Self::Lost,
-        Self::Doubled,
+        Self::Duplicated,
         Self::Late,
         Self::Reordered,
         Self::Different,
@@ -64,12 +64,12 @@ impl Kind {
         Self::Skipped,
     ];
 
-    /// As reports and metrics call it.
+    /// The name in reports and in the metric label `outcome`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Matched => "matched",
             Self::Lost => "lost",
-            Self::Doubled => "doubled",
+            Self::Duplicated => "duplicated",
             Self::Late => "late",
             Self::Reordered => "reordered",
             Self::Different => "different",
@@ -80,161 +80,177 @@ impl Kind {
     }
 }
 
-/// One thing that was found, about an event.
+/// An outcome and the event it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What.
-    pub kind: Kind,
-    /// In which of the stream's channels, where that is known: the old stream does not say.
+    /// What the comparison found.
+    pub outcome: Outcome,
+    /// Index of the channel, where known: an upstream stream does not name the channel of an event.
     pub channel: Option<usize>,
-    /// About which event.
-    pub seen: Seen,
+    /// The event.
+    pub event: ComparedEvent,
 }
 
-/// After how many times `within` an event that is alone is judged.
-pub const PATIENCE: u64 = 3;
+/// An event may stay unmatched for this many times `within`.
+pub const GRACE_FACTOR: u64 = 3;
 
-/// Events of one side that wait for the other.
-const MOST: usize = 10_000;
+/// Limit of unmatched events per side; beyond it the oldest are skipped.
+const UNMATCHED_MAX: usize = 10_000;
 
-/// Events matched lately, to tell a double from a loss and an order from another.
-const REMEMBERED: usize = 1000;
+/// Recently matched events that are kept to detect duplicates and reordering.
+const MATCHED_MAX: usize = 1000;
 
-/// The comparison of one stream.
+/// Compares one stream with its channels' logs.
 #[derive(Debug)]
 pub struct Comparer {
     within: u64,
-    upstream: VecDeque<Waiting>,
-    log: VecDeque<Waiting>,
-    matched: VecDeque<Match>,
+    upstream: VecDeque<UnmatchedEvent>,
+    log: VecDeque<UnmatchedEvent>,
+    matched: VecDeque<MatchedEvent>,
+    /// Events that the upstream has sent.
     sent: u64,
 }
 
 #[derive(Debug)]
-struct Waiting {
-    seen: Seen,
+struct UnmatchedEvent {
+    event: ComparedEvent,
+    /// When it arrived.
     at: u64,
-    /// Its place on its side: a running number, or an offset.
-    place: u64,
+    /// Its order on its side: a running number for the upstream, the offset for a log.
+    order: u64,
     channel: Option<usize>,
-    /// It may be matched, and means nothing if it is not.
-    free: bool,
+    /// It may be matched, and is not reported if it is not.
+    optional: bool,
 }
 
 #[derive(Debug)]
-struct Match {
-    seen: Seen,
+struct MatchedEvent {
+    event: ComparedEvent,
     channel: Option<usize>,
     sent: u64,
     offset: u64,
 }
 
 impl Comparer {
-    /// Of a stream that has just begun.
+    /// A comparison of a stream that has just begun; `within` is in milliseconds.
     pub fn new(within: u64) -> Self {
         let empty = VecDeque::new;
         Self { within, upstream: empty(), log: empty(), matched: VecDeque::new(), sent: 0 }
     }
 
-    /// The old server sent this.
-    pub fn sent(&mut self, seen: Seen, now: u64, found: &mut Vec<Finding>) {
+    /// Adds an event that the upstream sent.
+    pub fn sent(&mut self, event: ComparedEvent, now: u64, findings: &mut Vec<Finding>) {
         self.sent += 1;
-        let place = self.sent;
-        let waiting = Waiting { seen, at: now, place, channel: None, free: false };
-        match self.log.iter().position(|log| log.seen.is(&waiting.seen)) {
+        let order = self.sent;
+        let sent = UnmatchedEvent { event, at: now, order, channel: None, optional: false };
+        match self.log.iter().position(|logged| logged.event.is_same(&sent.event)) {
             Some(at) => {
-                if let Some(log) = self.log.remove(at) {
-                    self.pair(waiting, log, found);
+                if let Some(logged) = self.log.remove(at) {
+                    self.record_match(sent, logged, findings);
                 }
             }
-            None => push(&mut self.upstream, waiting, found),
+            None => push(&mut self.upstream, sent, findings),
         }
     }
 
-    /// The log of a channel has this, at an offset. `free` is what it had before the stream began.
+    /// Adds an event that a channel's log has at an offset. Events that the log had before the stream
+    /// began are `optional`.
     pub fn logged(
         &mut self,
         (channel, offset): (usize, u64),
-        seen: Seen,
-        (now, free): (u64, bool),
-        found: &mut Vec<Finding>,
+        event: ComparedEvent,
+        (now, optional): (u64, bool),
+        findings: &mut Vec<Finding>,
     ) {
-        let waiting = Waiting { seen, at: now, place: offset, channel: Some(channel), free };
-        match self.upstream.iter().position(|sent| sent.seen.is(&waiting.seen)) {
+        let channel = Some(channel);
+        let logged = UnmatchedEvent { event, at: now, order: offset, channel, optional };
+        match self.upstream.iter().position(|sent| sent.event.is_same(&logged.event)) {
             Some(at) => {
                 if let Some(sent) = self.upstream.remove(at) {
-                    self.pair(sent, waiting, found);
+                    self.record_match(sent, logged, findings);
                 }
             }
-            None => push(&mut self.log, waiting, found),
+            None => push(&mut self.log, logged, findings),
         }
     }
 
-    /// Judges what has been alone for too long.
-    pub fn judge(&mut self, now: u64, found: &mut Vec<Finding>) {
-        let patience = self.within.saturating_mul(PATIENCE);
-        let due = |waiting: &Waiting| waiting.at.saturating_add(patience) < now;
-        while let Some(alone) = self.upstream.pop_front_if(|waiting| due(waiting)) {
-            let kind = if self.knows(&alone.seen) { Kind::Repeated } else { Kind::Lost };
-            found.push(Finding { kind, channel: None, seen: alone.seen });
+    /// Reports events that have been unmatched for too long.
+    pub fn expire(&mut self, now: u64, findings: &mut Vec<Finding>) {
+        let grace = self.within.saturating_mul(GRACE_FACTOR);
+        let expired = |unmatched: &UnmatchedEvent| unmatched.at.saturating_add(grace) < now;
+        while let Some(sent) = self.upstream.pop_front_if(|unmatched| expired(unmatched)) {
+            let known = self.was_matched(&sent.event);
+            let outcome = if known { Outcome::Repeated } else { Outcome::Lost };
+            findings.push(Finding { outcome, channel: None, event: sent.event });
         }
-        while let Some(alone) = self.log.pop_front_if(|waiting| due(waiting)) {
-            if alone.free {
+        while let Some(logged) = self.log.pop_front_if(|unmatched| expired(unmatched)) {
+            if logged.optional {
                 continue;
             }
-            let kind = if self.knows(&alone.seen) { Kind::Doubled } else { Kind::Extra };
-            found.push(Finding { kind, channel: alone.channel, seen: alone.seen });
+            let known = self.was_matched(&logged.event);
+            let outcome = if known { Outcome::Duplicated } else { Outcome::Extra };
+            findings.push(Finding { outcome, channel: logged.channel, event: logged.event });
         }
     }
 
-    /// The stream has ended: what the log has and the old server has not sent yet, it cannot send.
+    /// Records that the upstream's stream has ended: it cannot send what only the log has so far.
     pub fn end(&mut self) {
-        for waiting in &mut self.log {
-            waiting.free = true;
+        for unmatched in &mut self.log {
+            unmatched.optional = true;
         }
     }
 
-    /// Nothing that the old server sent waits any more.
+    /// Whether every event of the upstream has an outcome.
     pub fn is_settled(&self) -> bool {
         self.upstream.is_empty()
     }
 
-    fn knows(&self, seen: &Seen) -> bool {
-        self.matched.iter().any(|matched| matched.seen.is(seen))
+    fn was_matched(&self, event: &ComparedEvent) -> bool {
+        self.matched.iter().any(|matched| matched.event.is_same(event))
     }
 
-    fn pair(&mut self, sent: Waiting, log: Waiting, found: &mut Vec<Finding>) {
-        let channel = log.channel;
-        let mut find = |kind| found.push(Finding { kind, channel, seen: sent.seen.clone() });
-        find(Kind::Matched);
-        if sent.seen.print != log.seen.print {
-            find(Kind::Different);
+    fn record_match(
+        &mut self,
+        sent: UnmatchedEvent,
+        logged: UnmatchedEvent,
+        findings: &mut Vec<Finding>,
+    ) {
+        let channel = logged.channel;
+        let mut report =
+            |outcome| findings.push(Finding { outcome, channel, event: sent.event.clone() });
+        report(Outcome::Matched);
+        if sent.event.content_hash != logged.event.content_hash {
+            report(Outcome::Different);
         }
-        if sent.at.saturating_add(self.within) < log.at {
-            find(Kind::Late);
+        if sent.at.saturating_add(self.within) < logged.at {
+            report(Outcome::Late);
         }
-        let crosses = |other: &&Match| {
-            other.channel == channel && (other.sent < sent.place) != (other.offset < log.place)
+        let crosses = |other: &&MatchedEvent| {
+            other.channel == channel && (other.sent < sent.order) != (other.offset < logged.order)
         };
-        // What was there before the stream began may be sent as the old server likes.
-        if !log.free && self.matched.iter().any(|other| crosses(&other)) {
-            find(Kind::Reordered);
+        // The upstream may send events from before the stream began in any order.
+        if !logged.optional && self.matched.iter().any(|other| crosses(&other)) {
+            report(Outcome::Reordered);
         }
-        if REMEMBERED <= self.matched.len() {
+        if MATCHED_MAX <= self.matched.len() {
             self.matched.pop_front();
         }
-        let (sent, offset) = (sent.place, log.place);
-        self.matched.push_back(Match { seen: log.seen, channel, sent, offset });
+        let (sent, offset) = (sent.order, logged.order);
+        self.matched.push_back(MatchedEvent { event: logged.event, channel, sent, offset });
     }
 }
 
-fn push(side: &mut VecDeque<Waiting>, waiting: Waiting, found: &mut Vec<Finding>) {
-    if MOST <= side.len()
-        && let Some(Waiting { channel, seen, .. }) = side.pop_front()
+fn push(
+    side: &mut VecDeque<UnmatchedEvent>,
+    unmatched: UnmatchedEvent,
+    findings: &mut Vec<Finding>,
+) {
+    if UNMATCHED_MAX <= side.len()
+        && let Some(UnmatchedEvent { channel, event, .. }) = side.pop_front()
     {
-        found.push(Finding { kind: Kind::Skipped, channel, seen });
+        findings.push(Finding { outcome: Outcome::Skipped, channel, event });
     }
-    side.push_back(waiting);
+    side.push_back(unmatched);
 }
 
 #[cfg(test)]
@@ -247,175 +263,183 @@ mod tests {
 
     const WITHIN: u64 = 100;
 
-    fn seen(print: u64) -> Seen {
-        Seen { id: None, print, data: print.to_string() }
+    fn event(content_hash: u64) -> ComparedEvent {
+        ComparedEvent { id: None, content_hash, data: content_hash.to_string() }
     }
 
-    fn named(id: u64, print: u64) -> Seen {
-        Seen { id: Some(id.to_string()), ..seen(print) }
+    fn event_with_id(id: u64, content_hash: u64) -> ComparedEvent {
+        ComparedEvent { id: Some(id.to_string()), ..event(content_hash) }
     }
 
-    /// What is found, counted, once everything has been judged.
-    fn counted(steps: impl IntoIterator<Item = (u64, Step)>) -> BTreeMap<&'static str, usize> {
+    /// Outcomes by name, once every event has one.
+    fn outcomes(steps: impl IntoIterator<Item = (u64, Step)>) -> BTreeMap<&'static str, usize> {
         let mut comparer = Comparer::new(WITHIN);
-        let (mut found, mut last, mut offset) = (Vec::new(), 0, 0);
+        let (mut findings, mut last, mut offset) = (Vec::new(), 0, 0);
         for (now, step) in steps {
-            comparer.judge(now, &mut found);
+            comparer.expire(now, &mut findings);
             last = last.max(now);
             match step {
-                Step::Sent(seen) => comparer.sent(seen, now, &mut found),
-                Step::Logged(seen, free) => {
+                Step::Sent(event) => comparer.sent(event, now, &mut findings),
+                Step::Logged(event, optional) => {
                     offset += 1;
-                    comparer.logged((0, offset), seen, (now, free), &mut found);
+                    comparer.logged((0, offset), event, (now, optional), &mut findings);
                 }
                 Step::End => comparer.end(),
             }
         }
-        comparer.judge(last + WITHIN * PATIENCE + 1, &mut found);
+        comparer.expire(last + WITHIN * GRACE_FACTOR + 1, &mut findings);
         assert!(comparer.is_settled());
         let mut counts = BTreeMap::new();
-        for finding in found {
-            *counts.entry(finding.kind.as_str()).or_default() += 1;
+        for finding in findings {
+            *counts.entry(finding.outcome.as_str()).or_default() += 1;
         }
         counts
     }
 
     #[derive(Clone, Debug)]
     enum Step {
-        Sent(Seen),
-        Logged(Seen, bool),
+        Sent(ComparedEvent),
+        Logged(ComparedEvent, bool),
         End,
     }
 
-    fn sent(seen: Seen) -> Step {
-        Step::Sent(seen)
+    fn sent(event: ComparedEvent) -> Step {
+        Step::Sent(event)
     }
 
-    fn logged(seen: Seen) -> Step {
-        Step::Logged(seen, false)
+    fn logged(event: ComparedEvent) -> Step {
+        Step::Logged(event, false)
     }
 
-    fn is(expected: &[(&'static str, usize)]) -> BTreeMap<&'static str, usize> {
+    fn counts(expected: &[(&'static str, usize)]) -> BTreeMap<&'static str, usize> {
         expected.iter().copied().collect()
     }
 
     #[test]
-    fn equal_events_are_counted_and_not_confused() {
-        let steps = [sent(seen(1)), sent(seen(1)), logged(seen(1)), logged(seen(1))];
-        assert_eq!(counted(steps.map(|step| (0, step))), is(&[("matched", 2)]));
-        let steps = [sent(seen(1)), logged(seen(1)), logged(seen(1))];
-        assert_eq!(counted(steps.map(|step| (0, step))), is(&[("matched", 1), ("doubled", 1)]));
-        let steps = [sent(seen(1)), sent(seen(1)), logged(seen(1))];
-        assert_eq!(counted(steps.map(|step| (0, step))), is(&[("matched", 1), ("repeated", 1)]));
+    fn equal_events_are_matched_one_to_one() {
+        let at_once = |steps: &[Step]| outcomes(steps.iter().map(|step| (0, step.clone())));
+        let [sent, logged] = [sent(event(1)), logged(event(1))];
+        let steps = [sent.clone(), sent.clone(), logged.clone(), logged.clone()];
+        assert_eq!(at_once(&steps), counts(&[("matched", 2)]));
+        let steps = [sent.clone(), logged.clone(), logged.clone()];
+        assert_eq!(at_once(&steps), counts(&[("matched", 1), ("duplicated", 1)]));
+        let steps = [sent.clone(), sent, logged];
+        assert_eq!(at_once(&steps), counts(&[("matched", 1), ("repeated", 1)]));
     }
 
     #[test]
-    fn what_only_one_side_has_is_lost_or_extra() {
-        let steps = [(0, sent(seen(1))), (0, logged(seen(2)))];
-        assert_eq!(counted(steps), is(&[("lost", 1), ("extra", 1)]));
+    fn an_event_of_only_one_side_is_lost_or_extra() {
+        let steps = [(0, sent(event(1))), (0, logged(event(2)))];
+        assert_eq!(outcomes(steps), counts(&[("lost", 1), ("extra", 1)]));
     }
 
     #[test]
-    fn late_is_told_from_lost() {
-        let after = |delay| counted([(0, sent(seen(1))), (delay, logged(seen(1)))]);
-        assert_eq!(after(WITHIN), is(&[("matched", 1)]));
-        assert_eq!(after(WITHIN + 1), is(&[("matched", 1), ("late", 1)]));
-        assert_eq!(after(WITHIN * PATIENCE), is(&[("matched", 1), ("late", 1)]));
-        assert_eq!(after(WITHIN * PATIENCE + 1), is(&[("lost", 1), ("extra", 1)]));
-        // The old server may take its time.
-        let first = counted([(0, logged(seen(1))), (WITHIN * 2, sent(seen(1)))]);
-        assert_eq!(first, is(&[("matched", 1)]));
+    fn an_event_is_late_after_within_and_lost_after_the_grace() {
+        let after = |delay| outcomes([(0, sent(event(1))), (delay, logged(event(1)))]);
+        assert_eq!(after(WITHIN), counts(&[("matched", 1)]));
+        assert_eq!(after(WITHIN + 1), counts(&[("matched", 1), ("late", 1)]));
+        assert_eq!(after(WITHIN * GRACE_FACTOR), counts(&[("matched", 1), ("late", 1)]));
+        assert_eq!(after(WITHIN * GRACE_FACTOR + 1), counts(&[("lost", 1), ("extra", 1)]));
+        // A delay of the upstream is not reported.
+        let upstream_delayed = outcomes([(0, logged(event(1))), (WITHIN * 2, sent(event(1)))]);
+        assert_eq!(upstream_delayed, counts(&[("matched", 1)]));
     }
 
     #[test]
-    fn the_same_id_with_another_content_is_different() {
-        let steps = [(0, sent(named(1, 1))), (0, logged(named(1, 2)))];
-        assert_eq!(counted(steps), is(&[("matched", 1), ("different", 1)]));
-        let steps = [(0, sent(named(1, 1))), (0, logged(named(2, 1)))];
-        assert_eq!(counted(steps), is(&[("lost", 1), ("extra", 1)]));
+    fn equal_ids_with_different_content_are_different() {
+        let steps = [(0, sent(event_with_id(1, 1))), (0, logged(event_with_id(1, 2)))];
+        assert_eq!(outcomes(steps), counts(&[("matched", 1), ("different", 1)]));
+        let steps = [(0, sent(event_with_id(1, 1))), (0, logged(event_with_id(2, 1)))];
+        assert_eq!(outcomes(steps), counts(&[("lost", 1), ("extra", 1)]));
     }
 
     #[test]
-    fn another_order_is_told() {
-        let steps = [sent(seen(1)), sent(seen(2)), logged(seen(2)), logged(seen(1))];
-        assert_eq!(counted(steps.map(|step| (0, step))), is(&[("matched", 2), ("reordered", 1)]));
+    fn a_swapped_event_is_reordered() {
+        let steps = [sent(event(1)), sent(event(2)), logged(event(2)), logged(event(1))];
+        let steps = steps.map(|step| (0, step));
+        assert_eq!(outcomes(steps), counts(&[("matched", 2), ("reordered", 1)]));
     }
 
     #[test]
-    fn what_was_there_before_or_comes_after_means_nothing() {
+    fn unmatched_log_events_from_before_or_after_the_stream_are_not_reported() {
         let steps = [
-            (0, Step::Logged(seen(1), true)),
-            (0, Step::Logged(seen(2), true)),
-            (0, sent(seen(2))),
-            (0, logged(seen(3))),
+            (0, Step::Logged(event(1), true)),
+            (0, Step::Logged(event(2), true)),
+            (0, sent(event(2))),
+            (0, logged(event(3))),
             (0, Step::End),
         ];
-        assert_eq!(counted(steps), is(&[("matched", 1)]));
+        assert_eq!(outcomes(steps), counts(&[("matched", 1)]));
     }
 
     #[test]
-    fn no_more_waits_than_is_bounded() {
+    fn unmatched_events_beyond_the_limit_are_skipped() {
         let mut comparer = Comparer::new(WITHIN);
-        let mut found = Vec::new();
-        for print in 0..MOST as u64 + 5 {
-            comparer.sent(seen(print), 0, &mut found);
+        let mut findings = Vec::new();
+        for n in 0..UNMATCHED_MAX as u64 + 5 {
+            comparer.sent(event(n), 0, &mut findings);
         }
-        assert_eq!(found.iter().filter(|found| found.kind == Kind::Skipped).count(), 5);
+        let skipped = findings.iter().filter(|finding| finding.outcome == Outcome::Skipped);
+        assert_eq!(skipped.count(), 5);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Both sides in order, each event at the log's side up to `within` earlier or later.
+        /// Both sides in order, each log event up to `within` earlier or later than the upstream's.
         #[test]
         fn two_sides_that_agree_match(
-            prints in prop::collection::vec(0..5u64, 1..60),
+            hashes in prop::collection::vec(0..5u64, 1..60),
             delays in prop::collection::vec(0..2 * WITHIN, 60),
         ) {
             let (mut steps, mut last) = (Vec::new(), 0);
-            for (n, print) in prints.iter().enumerate() {
+            for (n, hash) in hashes.iter().enumerate() {
                 let at = 10 * n as u64 + WITHIN;
                 last = (at + delays[n] - WITHIN).max(last);
-                steps.push((at, 0, sent(seen(*print))));
-                steps.push((last.min(at + WITHIN), 1, logged(seen(*print))));
+                steps.push((at, 0, sent(event(*hash))));
+                steps.push((last.min(at + WITHIN), 1, logged(event(*hash))));
             }
             steps.sort_by_key(|(at, _, _)| *at);
-            let counts = counted(steps.into_iter().map(|(at, _, step)| (at, step)));
-            prop_assert_eq!(counts, is(&[("matched", prints.len())]));
+            let found = outcomes(steps.into_iter().map(|(at, _, step)| (at, step)));
+            prop_assert_eq!(found, counts(&[("matched", hashes.len())]));
         }
 
-        /// Some are taken from the log, some put there twice; each is found, and nothing else.
+        /// The log has each event zero, one or two times; exactly the losses and duplicates are found.
         #[test]
-        fn each_loss_and_each_double_is_found(fates in prop::collection::vec(0..3usize, 1..80)) {
+        fn each_loss_and_each_duplicate_is_found(copies in prop::collection::vec(0..3usize, 1..80)) {
             let mut steps = Vec::new();
-            for (n, copies) in fates.iter().enumerate() {
-                let (at, event) = (n as u64 * 7, named(n as u64, n as u64));
+            for (n, copies) in copies.iter().enumerate() {
+                let (at, event) = (n as u64 * 7, event_with_id(n as u64, n as u64));
                 steps.push((at, sent(event.clone())));
                 steps.extend((0..*copies).map(|_| (at, logged(event.clone()))));
             }
-            let of = |copies| fates.iter().filter(|fate| **fate == copies).count();
-            let expected = [("matched", of(1) + of(2)), ("lost", of(0)), ("doubled", of(2))];
+            let events_with = |n| copies.iter().filter(|copies| **copies == n).count();
+            let expected = [
+                ("matched", events_with(1) + events_with(2)),
+                ("lost", events_with(0)),
+                ("duplicated", events_with(2)),
+            ];
             let expected = expected.into_iter().filter(|(_, n)| 0 < *n).collect::<Vec<_>>();
-            prop_assert_eq!(counted(steps), is(&expected));
+            prop_assert_eq!(outcomes(steps), counts(&expected));
         }
 
-        /// Any other order of the log is found as one, and as nothing else.
+        /// Any other order of the log is reported as reordered, and as nothing else.
         #[test]
-        fn each_other_order_is_found(
+        fn each_reordering_is_found(
             order in Just((0..12u64).collect::<Vec<_>>()).prop_shuffle(),
             log_first: bool,
         ) {
-            let sent = (0..12).map(|n| (0, sent(seen(n))));
-            let logged = order.iter().map(|n| (0, logged(seen(*n))));
-            let counts = if log_first {
-                counted(logged.chain(sent))
+            let sent = (0..12).map(|n| (0, sent(event(n))));
+            let logged = order.iter().map(|n| (0, logged(event(*n))));
+            let found = if log_first {
+                outcomes(logged.chain(sent))
             } else {
-                counted(sent.chain(logged))
+                outcomes(sent.chain(logged))
             };
-            let moved = counts.get("reordered").copied().unwrap_or(0);
-            prop_assert_eq!(0 < moved, !order.is_sorted());
-            prop_assert_eq!(counts["matched"], 12);
-            prop_assert_eq!(counts.keys().filter(|k| !["matched", "reordered"].contains(k)).count(), 0);
+            let reordered = found.get("reordered").copied().unwrap_or(0);
+            prop_assert_eq!(0 < reordered, !order.is_sorted());
+            prop_assert_eq!(found["matched"], 12);
+            prop_assert_eq!(found.keys().filter(|k| !["matched", "reordered"].contains(k)).count(), 0);
         }
     }
 }

@@ -1,68 +1,73 @@
-//! Texts with holes: what a name of the old system is made of, and the gateway's name made from it.
+//! Name patterns with placeholders: Redis globs, URL path patterns and name templates. Pure.
 //!
-//! A [`Glob`] is what PSUBSCRIBE takes, a [`PathPattern`] an old address, a [`Template`] the name that
-//! their captures are filled into. Pure; none of them knows what it is used for.
+//! A [`Glob`] matches Redis channels like PSUBSCRIBE, a [`PathPattern`] matches URL paths, and a
+//! [`Template`] builds a name from what either captured. What the names are used for is not known
+//! here.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// What the holes of a template are filled with, by name.
+/// Captured values by placeholder name.
 pub type Captures = BTreeMap<String, String>;
 
-/// A text with holes in braces: `room:{room}`, `room:{1}`, `inbox:{user}`, `room:{query:id}`.
+/// A text with placeholders in braces: `room:{room}`, `room:{1}`, `inbox:{user}`, `room:{query:id}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Template(Vec<Piece>);
+pub struct Template(Vec<Part>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Piece {
+enum Part {
     Text(String),
-    Hole(String),
+    Placeholder(String),
 }
 
 impl Template {
-    /// The text, each hole filled.
+    /// The text with each placeholder replaced by its captured value.
     ///
     /// # Errors
-    /// The name of a hole there is nothing for.
+    /// Returns the name of a placeholder that has no value.
     pub fn fill(&self, captures: &Captures) -> Result<String, String> {
         let mut text = String::new();
-        for piece in &self.0 {
-            match piece {
-                Piece::Text(piece) => text.push_str(piece),
-                Piece::Hole(name) => text.push_str(captures.get(name).ok_or_else(|| name.clone())?),
+        for part in &self.0 {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Placeholder(name) => {
+                    text.push_str(captures.get(name).ok_or_else(|| name.clone())?);
+                }
             }
         }
         Ok(text)
     }
 
-    /// The names of its holes.
-    pub fn holes(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter_map(|piece| match piece {
-            Piece::Text(_) => None,
-            Piece::Hole(name) => Some(&**name),
+    /// The names of its placeholders.
+    pub fn placeholders(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Placeholder(name) => Some(&**name),
         })
     }
 
-    /// What the holes are filled with where the whole is `text`; each hole takes as little as it can.
-    pub fn unfill(&self, text: &str) -> Option<Captures> {
+    /// The captures that [`fill`](Self::fill) makes `text` from, if there are any. Each placeholder
+    /// matches as little as possible.
+    pub fn extract(&self, text: &str) -> Option<Captures> {
         let glob: Vec<_> = self
             .0
             .iter()
-            .map(|piece| match piece {
-                Piece::Text(text) => Token::Text(text.clone()),
-                Piece::Hole(_) => Token::Many,
+            .map(|part| match part {
+                Part::Text(text) => Token::Text(text.clone()),
+                Part::Placeholder(_) => Token::Star,
             })
             .collect();
-        let mut found = Vec::new();
-        if !matches(&glob, text, &mut found) {
+        let mut stars = Vec::new();
+        if !matches(&glob, text, &mut stars) {
             return None;
         }
         let mut captures = Captures::new();
-        for (name, value) in self.holes().zip(found) {
+        for (name, value) in self.placeholders().zip(stars) {
             match captures.get(name) {
-                Some(before) if before != value => return None,
+                // A placeholder that occurs twice must have one value.
+                Some(earlier) if earlier != value => return None,
                 _ => captures.insert(name.to_owned(), value.to_owned()),
             };
         }
@@ -74,43 +79,43 @@ impl FromStr for Template {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} has a brace without its partner: write room:{{room}}");
-        let (mut pieces, mut rest) = (Vec::new(), text);
+        let unbalanced = || format!("{text:?} has an unbalanced brace: write room:{{room}}");
+        let (mut parts, mut rest) = (Vec::new(), text);
         while let Some(at) = rest.find(['{', '}']) {
             if !rest[at..].starts_with('{') {
-                return Err(wrong());
+                return Err(unbalanced());
             }
             if 0 < at {
-                pieces.push(Piece::Text(rest[..at].to_owned()));
+                parts.push(Part::Text(rest[..at].to_owned()));
             }
-            let (name, behind) = rest[at + 1..].split_once('}').ok_or_else(wrong)?;
+            let (name, after) = rest[at + 1..].split_once('}').ok_or_else(unbalanced)?;
             if name.is_empty() || name.contains('{') {
-                return Err(wrong());
+                return Err(unbalanced());
             }
-            pieces.push(Piece::Hole(name.to_owned()));
-            rest = behind;
+            parts.push(Part::Placeholder(name.to_owned()));
+            rest = after;
         }
         if !rest.is_empty() {
-            pieces.push(Piece::Text(rest.to_owned()));
+            parts.push(Part::Text(rest.to_owned()));
         }
-        if pieces.is_empty() {
-            Err("it is empty: write room:{room}".to_owned())
+        if parts.is_empty() {
+            Err("the template is empty: write room:{room}".to_owned())
         } else {
-            Ok(Self(pieces))
+            Ok(Self(parts))
         }
     }
 }
 
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|piece| match piece {
-            Piece::Text(text) => f.write_str(text),
-            Piece::Hole(name) => write!(f, "{{{name}}}"),
+        self.0.iter().try_for_each(|part| match part {
+            Part::Text(text) => f.write_str(text),
+            Part::Placeholder(name) => write!(f, "{{{name}}}"),
         })
     }
 }
 
-/// A pattern of Redis channels, as PSUBSCRIBE reads it: `*`, `?`, `[a-z]`, `\`.
+/// A pattern for Redis channel names in PSUBSCRIBE syntax: `*`, `?`, `[a-z]`, `\`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Glob {
@@ -121,53 +126,60 @@ pub struct Glob {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
     Text(String),
-    Many,
-    One,
-    Class { not: bool, ranges: Vec<(char, char)> },
+    /// `*`
+    Star,
+    /// `?`
+    AnyChar,
+    /// `[a-z]`, `[^a-z]`
+    Class {
+        negated: bool,
+        ranges: Vec<(char, char)>,
+    },
 }
 
 impl Glob {
-    /// As it was written.
+    /// The pattern as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// What a name is made of, if it fits: `{0}` the whole, `{1}` … what the stars stand for.
+    /// The captures of a name that matches: `0` is the whole name, `1` and up what each `*` matched.
     pub fn captures(&self, name: &str) -> Option<Captures> {
-        let mut found = Vec::new();
-        if !matches(&self.tokens, name, &mut found) {
+        let mut stars = Vec::new();
+        if !matches(&self.tokens, name, &mut stars) {
             return None;
         }
-        let numbered = found.iter().enumerate().map(|(at, piece)| (at + 1, *piece));
+        let numbered = stars.iter().enumerate().map(|(at, value)| (at + 1, *value));
         let all = std::iter::once((0, name)).chain(numbered);
-        Some(all.map(|(number, piece)| (number.to_string(), piece.to_owned())).collect())
+        Some(all.map(|(number, value)| (number.to_string(), value.to_owned())).collect())
     }
 
-    /// How many stars it has.
+    /// The number of `*`; consecutive ones count once.
     pub fn stars(&self) -> usize {
-        self.tokens.iter().filter(|token| **token == Token::Many).count()
+        self.tokens.iter().filter(|token| **token == Token::Star).count()
     }
 
-    /// It says nothing but text and stars.
-    pub fn is_plain(&self) -> bool {
-        self.tokens.iter().all(|token| matches!(token, Token::Text(_) | Token::Many))
+    /// Whether it consists of text and `*` alone, so that [`fill`](Self::fill) can build a name.
+    pub fn is_stars_and_text(&self) -> bool {
+        self.tokens.iter().all(|token| matches!(token, Token::Text(_) | Token::Star))
     }
 
-    /// The name that has these captures. None where the pattern says more than stars and text do.
+    /// The name that has these captures: capture `0` if it is there and matches, else text and stars
+    /// put together. None where a capture is missing or the pattern has `?` or `[ ]`.
     pub fn fill(&self, captures: &Captures) -> Option<String> {
-        if let Some(whole) = captures.get("0") {
-            return self.captures(whole).map(|_| whole.clone());
+        if let Some(name) = captures.get("0") {
+            return self.captures(name).map(|_| name.clone());
         }
         let mut star = 0;
         self.tokens
             .iter()
             .map(|token| match token {
                 Token::Text(text) => Some(text.as_str()),
-                Token::Many => {
+                Token::Star => {
                     star += 1;
                     captures.get(&star.to_string()).map(String::as_str)
                 }
-                Token::One | Token::Class { .. } => None,
+                Token::AnyChar | Token::Class { .. } => None,
             })
             .collect()
     }
@@ -184,15 +196,15 @@ impl FromStr for Glob {
         let mut chars = text.chars();
         while let Some(c) = chars.next() {
             let token = match c {
-                '*' => Token::Many,
-                '?' => Token::One,
+                '*' => Token::Star,
+                '?' => Token::AnyChar,
                 '[' => class(&mut chars),
                 '\\' => Token::Text(chars.next().unwrap_or('\\').to_string()),
                 c => Token::Text(c.to_string()),
             };
             match (tokens.last_mut(), token) {
-                (Some(Token::Text(before)), Token::Text(more)) => before.push_str(&more),
-                (Some(Token::Many), Token::Many) => {}
+                (Some(Token::Text(text)), Token::Text(more)) => text.push_str(&more),
+                (Some(Token::Star), Token::Star) => {}
                 (_, token) => tokens.push(token),
             }
         }
@@ -206,12 +218,12 @@ impl fmt::Display for Glob {
     }
 }
 
-/// What stands behind `[`; like Redis, a missing `]` ends it with the text.
+/// Parses a class after its `[`. As in Redis, a missing `]` ends the class with the pattern.
 fn class(chars: &mut std::str::Chars<'_>) -> Token {
     let mut ranges = Vec::new();
     let mut rest = chars.as_str();
-    let not = rest.starts_with('^');
-    if not {
+    let negated = rest.starts_with('^');
+    if negated {
         chars.next();
     }
     while let Some(c) = chars.next() {
@@ -231,48 +243,49 @@ fn class(chars: &mut std::str::Chars<'_>) -> Token {
         };
         ranges.push((low.min(high), low.max(high)));
     }
-    Token::Class { not, ranges }
+    Token::Class { negated, ranges }
 }
 
-/// Whether the tokens make up the text; `found` has what each star stands for, as little as can be.
-fn matches<'a>(tokens: &[Token], text: &'a str, found: &mut Vec<&'a str>) -> bool {
-    // The last star: its token, and the piece of the text it stands for so far. An earlier one need
-    // never take more: what the last one skips is all it could skip.
+/// Whether the tokens match the whole text; `stars` receives what each star matched, as little as
+/// possible.
+fn matches<'a>(tokens: &[Token], text: &'a str, stars: &mut Vec<&'a str>) -> bool {
+    // The last star: its token, and the begin and end of its match so far. Backtracking to an earlier
+    // star is never needed: the last one can skip whatever an earlier one could.
     let mut star: Option<(usize, usize, usize)> = None;
-    let (mut at, mut place) = (0, 0);
+    let (mut at, mut offset) = (0, 0);
     loop {
-        let rest = &text[place..];
-        let taken = match tokens.get(at) {
+        let rest = &text[offset..];
+        let matched = match tokens.get(at) {
             None if rest.is_empty() => return true,
             None => None,
-            Some(Token::Text(piece)) => rest.starts_with(&**piece).then_some(piece.len()),
-            Some(Token::One) => rest.chars().next().map(char::len_utf8),
-            Some(Token::Class { not, ranges }) => rest.chars().next().and_then(|c| {
+            Some(Token::Text(prefix)) => rest.starts_with(&**prefix).then_some(prefix.len()),
+            Some(Token::AnyChar) => rest.chars().next().map(char::len_utf8),
+            Some(Token::Class { negated, ranges }) => rest.chars().next().and_then(|c| {
                 let within = ranges.iter().any(|(low, high)| (*low..=*high).contains(&c));
-                (within != *not).then(|| c.len_utf8())
+                (within != *negated).then(|| c.len_utf8())
             }),
-            Some(Token::Many) => {
-                star = Some((at, place, place));
-                found.push(&text[place..place]);
+            Some(Token::Star) => {
+                star = Some((at, offset, offset));
+                stars.push(&text[offset..offset]);
                 Some(0)
             }
         };
-        if let Some(taken) = taken {
-            (at, place) = (at + 1, place + taken);
+        if let Some(matched) = matched {
+            (at, offset) = (at + 1, offset + matched);
             continue;
         }
         let Some((token, begin, end)) = star else { return false };
         let Some(next) = text[end..].chars().next() else { return false };
         let end = end + next.len_utf8();
         star = Some((token, begin, end));
-        if let Some(last) = found.last_mut() {
+        if let Some(last) = stars.last_mut() {
             *last = &text[begin..end];
         }
-        (at, place) = (token + 1, end);
+        (at, offset) = (token + 1, end);
     }
 }
 
-/// An address of the old system: `/stream/{room}`. A hole is one whole segment.
+/// A pattern for URL paths: `/stream/{room}`. A placeholder is one whole segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PathPattern {
@@ -283,11 +296,11 @@ pub struct PathPattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
     Text(String),
-    Hole(String),
+    Placeholder(String),
 }
 
 impl PathPattern {
-    /// What its holes stand for in a path, if it fits.
+    /// The percent-decoded captures of a path that matches.
     pub fn captures(&self, path: &str) -> Option<Captures> {
         let mut given = path.strip_prefix('/')?.split('/');
         let mut captures = Captures::new();
@@ -295,20 +308,20 @@ impl PathPattern {
             let decoded = percent_decoded(given.next()?)?;
             match segment {
                 Segment::Text(text) if *text == decoded => {}
-                Segment::Hole(name) if !decoded.is_empty() => {
+                Segment::Placeholder(name) if !decoded.is_empty() => {
                     captures.insert(name.clone(), decoded);
                 }
-                Segment::Text(_) | Segment::Hole(_) => return None,
+                Segment::Text(_) | Segment::Placeholder(_) => return None,
             }
         }
         given.next().is_none().then_some(captures)
     }
 
-    /// The names of its holes.
-    pub fn holes(&self) -> impl Iterator<Item = &str> {
+    /// The names of its placeholders.
+    pub fn placeholders(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
             Segment::Text(_) => None,
-            Segment::Hole(name) => Some(&**name),
+            Segment::Placeholder(name) => Some(&**name),
         })
     }
 }
@@ -317,26 +330,28 @@ impl FromStr for PathPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| Err(format!("{text:?} {why}: write /stream/{{room}}"));
-        let Some(rest) = text.strip_prefix('/') else { return wrong("does not begin with /") };
+        let invalid = |reason: &str| Err(format!("{text:?} {reason}: write /stream/{{room}}"));
+        let Some(rest) = text.strip_prefix('/') else { return invalid("does not begin with /") };
         let mut segments = Vec::new();
         for segment in rest.split('/') {
             let inner = segment.strip_prefix('{').and_then(|segment| segment.strip_suffix('}'));
             segments.push(match inner {
-                Some("user") => return wrong("takes {user} from the path: that is the token's"),
-                Some(name) if is_name(name) => Segment::Hole(name.to_owned()),
-                Some(_) => return wrong("has a hole without a name of a-z, 0-9 and _"),
+                Some("user") => {
+                    return invalid("uses {user}, which is reserved for the token's user");
+                }
+                Some(name) if is_name(name) => Segment::Placeholder(name.to_owned()),
+                Some(_) => return invalid("has a placeholder whose name is not a-z, 0-9 and _"),
                 None if segment.contains(['{', '}', '?', '#']) => {
-                    return wrong("has a hole that is no whole segment, or a query");
+                    return invalid("has a placeholder that is not a whole segment, or a query");
                 }
                 None => Segment::Text(segment.to_owned()),
             });
         }
         let pattern = Self { text: text.to_owned(), segments };
-        let mut names: Vec<_> = pattern.holes().collect();
+        let mut names: Vec<_> = pattern.placeholders().collect();
         names.sort_unstable();
         if names.windows(2).any(|pair| pair[0] == pair[1]) {
-            return wrong("names two holes alike");
+            return invalid("has two placeholders with the same name");
         }
         Ok(pattern)
     }
@@ -353,28 +368,28 @@ impl fmt::Display for PathPattern {
     }
 }
 
-/// None for what is not UTF-8 once decoded.
+/// None where the decoded bytes are not UTF-8.
 fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
-    while let Some((byte, behind)) = rest.split_first() {
-        let pair = behind.get(..2).and_then(|pair| std::str::from_utf8(pair).ok());
-        let decoded = pair.and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    while let Some((byte, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        let decoded = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (byte, decoded) {
             (b'%', Some(decoded)) => {
                 bytes.push(decoded);
-                rest = &behind[2..];
+                rest = &after[2..];
             }
             _ => {
                 bytes.push(*byte);
-                rest = behind;
+                rest = after;
             }
         }
     }
     String::from_utf8(bytes).ok()
 }
 
-macro_rules! reads_like_text {
+macro_rules! serde_as_text {
     ($($kind:ty),*) => {$(
         impl TryFrom<String> for $kind {
             type Error = String;
@@ -391,7 +406,7 @@ macro_rules! reads_like_text {
         }
     )*};
 }
-reads_like_text!(Template, Glob, PathPattern);
+serde_as_text!(Template, Glob, PathPattern);
 
 #[cfg(test)]
 mod tests {
@@ -403,44 +418,45 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn caught(pattern: &str, name: &str) -> Option<Vec<String>> {
+    /// What each star of a pattern matched.
+    fn stars(pattern: &str, name: &str) -> Option<Vec<String>> {
         let captures = glob(pattern).captures(name)?;
         Some((1..captures.len()).map(|number| captures[&number.to_string()].clone()).collect())
     }
 
     #[test]
-    fn a_glob_is_read_as_redis_reads_it() {
-        let caught = |pattern, name| caught(pattern, name).map(|found| found.join("|"));
-        assert_eq!(caught("room.*", "room.42").as_deref(), Some("42"));
-        assert_eq!(caught("room.*", "rooms.42"), None);
-        assert_eq!(caught("*.*", "a.b.c").as_deref(), Some("a|b.c"));
-        assert_eq!(caught("a*b*c", "axxbyybzc").as_deref(), Some("xx|yybz"));
-        assert_eq!(caught("h?llo", "hello").as_deref(), Some(""));
-        assert_eq!(caught("h[ae]llo", "hallo").as_deref(), Some(""));
-        assert_eq!(caught("h[^a-d]llo", "hallo"), None);
-        assert_eq!(caught("h[^a-d]llo", "hello").as_deref(), Some(""));
-        assert_eq!(caught("a\\*b", "a*b").as_deref(), Some(""));
-        assert_eq!(caught("a\\*b", "axb"), None);
+    fn a_glob_matches_as_in_redis() {
+        let stars = |pattern, name| stars(pattern, name).map(|stars| stars.join("|"));
+        assert_eq!(stars("room.*", "room.42").as_deref(), Some("42"));
+        assert_eq!(stars("room.*", "rooms.42"), None);
+        assert_eq!(stars("*.*", "a.b.c").as_deref(), Some("a|b.c"));
+        assert_eq!(stars("a*b*c", "axxbyybzc").as_deref(), Some("xx|yybz"));
+        assert_eq!(stars("h?llo", "hello").as_deref(), Some(""));
+        assert_eq!(stars("h[ae]llo", "hallo").as_deref(), Some(""));
+        assert_eq!(stars("h[^a-d]llo", "hallo"), None);
+        assert_eq!(stars("h[^a-d]llo", "hello").as_deref(), Some(""));
+        assert_eq!(stars("a\\*b", "a*b").as_deref(), Some(""));
+        assert_eq!(stars("a\\*b", "axb"), None);
     }
 
     #[test]
-    fn a_name_goes_there_and_back() {
+    fn a_filled_template_can_be_extracted_again() {
         let template: Template = "room:{1}".parse().unwrap();
         let captures = glob("room.*").captures("room.4.2").unwrap();
         assert_eq!(template.fill(&captures).unwrap(), "room:4.2");
-        let back = template.unfill("room:4.2").unwrap();
-        assert_eq!(glob("room.*").fill(&back).as_deref(), Some("room.4.2"));
-        assert_eq!(template.unfill("rooms:1"), None);
-        let whole: Template = "{0}".parse().unwrap();
-        assert_eq!(glob("a:*").fill(&whole.unfill("a:7").unwrap()).as_deref(), Some("a:7"));
-        assert_eq!(glob("a:*").fill(&whole.unfill("b:7").unwrap()), None);
+        let extracted = template.extract("room:4.2").unwrap();
+        assert_eq!(glob("room.*").fill(&extracted).as_deref(), Some("room.4.2"));
+        assert_eq!(template.extract("rooms:1"), None);
+        let whole_name: Template = "{0}".parse().unwrap();
+        assert_eq!(glob("a:*").fill(&whole_name.extract("a:7").unwrap()).as_deref(), Some("a:7"));
+        assert_eq!(glob("a:*").fill(&whole_name.extract("b:7").unwrap()), None);
         assert!("room:{1".parse::<Template>().is_err() && "room:1}".parse::<Template>().is_err());
     }
 
     #[test]
-    fn a_path_gives_its_segments() {
+    fn a_path_is_captured_by_segment() {
         let pattern: PathPattern = "/stream/{room}/live".parse().unwrap();
-        let room = |path| pattern.captures(path).map(|found| found["room"].clone());
+        let room = |path| pattern.captures(path).map(|captures| captures["room"].clone());
         assert_eq!(room("/stream/42/live").as_deref(), Some("42"));
         assert_eq!(room("/stream/a%20b%2Fc/live").as_deref(), Some("a b/c"));
         for path in ["/stream//live", "/stream/42", "/stream/42/live/", "/stream/%ff/live", ""] {
@@ -453,7 +469,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_caught_makes_the_name_again(
+        fn captures_fill_the_same_name_again(
             texts in prop::collection::vec("[a-c.]{0,3}", 1..4),
             name in "[a-c.]{0,12}",
         ) {
@@ -466,7 +482,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_a_pattern_panic(pattern in ".{0,12}", name in ".{0,12}") {
+        fn no_input_panics(pattern in ".{0,12}", name in ".{0,12}") {
             if let Ok(glob) = pattern.parse::<Glob>() {
                 glob.captures(&name);
             }
@@ -474,7 +490,7 @@ mod tests {
                 path.captures(&name);
             }
             if let Ok(template) = pattern.parse::<Template>() {
-                template.unfill(&name);
+                template.extract(&name);
             }
         }
     }

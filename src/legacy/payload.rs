@@ -1,24 +1,24 @@
-//! What stands inside a payload that the gateway does not understand otherwise: an id, a name.
+//! Dotted paths into JSON payloads, to find a message id or an event name.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Where in a payload something stands: `meta.id`, `items.0.id`.
+/// A dotted path of object keys and array indexes: `meta.id`, `items.0.id`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct JsonPath(Vec<String>);
 
 impl JsonPath {
-    /// The text or number that stands there.
+    /// The string or number at the path; none for any other value.
     pub fn find(&self, payload: &Value) -> Option<String> {
-        let found = self.0.iter().try_fold(payload, |at, step| match at {
-            Value::Object(fields) => fields.get(step),
-            Value::Array(items) => items.get(step.parse::<usize>().ok()?),
+        let value = self.0.iter().try_fold(payload, |at, segment| match at {
+            Value::Object(fields) => fields.get(segment),
+            Value::Array(items) => items.get(segment.parse::<usize>().ok()?),
             _ => None,
         })?;
-        match found {
+        match value {
             Value::String(text) => Some(text.clone()),
             Value::Number(number) => Some(number.to_string()),
             _ => None,
@@ -30,11 +30,11 @@ impl FromStr for JsonPath {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let steps: Vec<_> = text.split('.').map(str::to_owned).collect();
-        if steps.iter().any(String::is_empty) {
-            return Err(format!("{text:?} has an empty step: write \"meta.id\""));
+        let segments: Vec<_> = text.split('.').map(str::to_owned).collect();
+        if segments.iter().any(String::is_empty) {
+            return Err(format!("{text:?} has an empty segment: write \"meta.id\""));
         }
-        Ok(Self(steps))
+        Ok(Self(segments))
     }
 }
 
@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_leads_to_a_text_or_a_number() {
-        let at = |path: &str, payload: &Value| path.parse::<JsonPath>().unwrap().find(payload);
+    fn a_path_finds_strings_and_numbers_only() {
+        let find = |path: &str, payload: &Value| path.parse::<JsonPath>().unwrap().find(payload);
         let payload = json!({ "meta": { "id": "m1", "n": 7 }, "list": [{ "id": "x" }] });
-        assert_eq!(at("meta.id", &payload).as_deref(), Some("m1"));
-        assert_eq!(at("meta.n", &payload).as_deref(), Some("7"));
-        assert_eq!(at("list.0.id", &payload).as_deref(), Some("x"));
-        assert_eq!(at("meta", &payload), None);
-        assert_eq!(at("meta.id.more", &payload), None);
+        assert_eq!(find("meta.id", &payload).as_deref(), Some("m1"));
+        assert_eq!(find("meta.n", &payload).as_deref(), Some("7"));
+        assert_eq!(find("list.0.id", &payload).as_deref(), Some("x"));
+        assert_eq!(find("meta", &payload), None);
+        assert_eq!(find("meta.id.more", &payload), None);
         assert!("meta..id".parse::<JsonPath>().is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Streams of the old server's that pass, and whose they are: so that somebody whose side has changed
-//! need not stay until the connection breaks by itself.
+//! Registry of open streams proxied to the upstream, so that a rollout can end those of users that
+//! moved to the gateway.
 
 use std::sync::Arc;
 
@@ -7,57 +7,60 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio_util::sync::CancellationToken;
 
-/// Everybody who has a stream of the old server's through this node.
+/// All streams that this node proxies to the upstream.
 #[derive(Debug, Default)]
-pub struct ProxiedStreams(Mutex<Slab<ProxiedStreamGuard>>);
+pub struct ProxiedStreams(Mutex<Slab<ProxiedStreamEntry>>);
 
 #[derive(Debug)]
-struct ProxiedStreamGuard {
+struct ProxiedStreamEntry {
     unit: String,
     groups: Vec<String>,
-    leave: CancellationToken,
+    cancellation: CancellationToken,
 }
 
-/// A stream's place among them, given back when it is dropped.
+/// Registration of one proxied stream, removed on drop.
 #[derive(Debug)]
-pub struct Seat {
-    passengers: Arc<ProxiedStreams>,
+pub struct ProxiedStreamGuard {
+    streams: Arc<ProxiedStreams>,
     key: usize,
-    leave: CancellationToken,
+    cancellation: CancellationToken,
 }
 
 impl ProxiedStreams {
-    /// A stream begins. It has to end with [`Seat::leave`], as it has to with `stop`.
-    pub fn registry(
+    /// Registers a stream. The caller ends the stream when the guard's
+    /// [`cancellation`](ProxiedStreamGuard::cancellation) is cancelled, which `stop` also does.
+    pub fn register(
         self: &Arc<Self>,
         unit: String,
         groups: Vec<String>,
         stop: &CancellationToken,
-    ) -> Seat {
-        let leave = stop.child_token();
-        let key = self.0.lock().insert(ProxiedStreamGuard { unit, groups, leave: leave.clone() });
-        Seat { passengers: Arc::clone(self), key, leave }
+    ) -> ProxiedStreamGuard {
+        let cancellation = stop.child_token();
+        let entry = ProxiedStreamEntry { unit, groups, cancellation: cancellation.clone() };
+        let key = self.0.lock().insert(entry);
+        ProxiedStreamGuard { streams: Arc::clone(self), key, cancellation }
     }
 
-    /// Ends the streams of those who are to go, at most so many. How many it were.
-    pub fn let_off(&self, most: usize, goes: impl Fn(&str, &[String]) -> bool) -> usize {
-        let seats = self.0.lock();
-        let staying = seats.iter().filter(|(_, passenger)| !passenger.leave.is_cancelled());
-        let going = staying.filter(|(_, passenger)| goes(&passenger.unit, &passenger.groups));
-        going.take(most).map(|(_, passenger)| passenger.leave.cancel()).count()
-    }
-}
-
-impl Seat {
-    /// What tells the stream to end.
-    pub fn leave(&self) -> &CancellationToken {
-        &self.leave
+    /// Cancels up to `limit` streams whose unit and groups match, and returns how many. Streams that
+    /// were cancelled before are not counted.
+    pub fn end_where(&self, limit: usize, matches: impl Fn(&str, &[String]) -> bool) -> usize {
+        let streams = self.0.lock();
+        let open = streams.iter().filter(|(_, entry)| !entry.cancellation.is_cancelled());
+        let matching = open.filter(|(_, entry)| matches(&entry.unit, &entry.groups));
+        matching.take(limit).map(|(_, entry)| entry.cancellation.cancel()).count()
     }
 }
 
-impl Drop for Seat {
+impl ProxiedStreamGuard {
+    /// Cancelled when the stream has to end.
+    pub fn cancellation(&self) -> &CancellationToken {
+        &self.cancellation
+    }
+}
+
+impl Drop for ProxiedStreamGuard {
     fn drop(&mut self) {
-        self.passengers.0.lock().try_remove(self.key);
+        self.streams.0.lock().try_remove(self.key);
     }
 }
 
@@ -66,18 +69,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_who_go_are_let_off_as_many_at_a_time_as_is_said() {
-        let (passengers, stop) = (Arc::new(ProxiedStreams::default()), CancellationToken::new());
-        let registry = |unit: &str| passengers.registry(unit.to_owned(), Vec::new(), &stop);
-        let seats = ["anna", "bert", "carl", "anna"].map(registry);
-        let left = || seats.iter().filter(|seat| seat.leave().is_cancelled()).count();
-        assert_eq!(passengers.let_off(1, |unit, _| unit == "anna"), 1);
-        assert_eq!(left(), 1);
-        assert_eq!(passengers.let_off(9, |unit, _| unit == "anna"), 1, "nobody twice");
-        assert!(!seats[1].leave().is_cancelled() && !seats[2].leave().is_cancelled());
+    fn matching_streams_are_ended_up_to_the_limit() {
+        let (streams, stop) = (Arc::new(ProxiedStreams::default()), CancellationToken::new());
+        let register = |unit: &str| streams.register(unit.to_owned(), Vec::new(), &stop);
+        let guards = ["anna", "bert", "carl", "anna"].map(register);
+        let ended = || guards.iter().filter(|guard| guard.cancellation().is_cancelled()).count();
+        assert_eq!(streams.end_where(1, |unit, _| unit == "anna"), 1);
+        assert_eq!(ended(), 1);
+        assert_eq!(streams.end_where(9, |unit, _| unit == "anna"), 1, "ended stream counted again");
+        assert!(!guards[1].cancellation().is_cancelled());
+        assert!(!guards[2].cancellation().is_cancelled());
         stop.cancel();
-        assert_eq!(left(), 4);
-        drop(seats);
-        assert!(passengers.0.lock().is_empty());
+        assert_eq!(ended(), 4);
+        drop(guards);
+        assert!(streams.0.lock().is_empty());
     }
 }

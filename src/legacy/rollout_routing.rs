@@ -1,5 +1,5 @@
-//! Who is on which side by a rollout, and letting those off the old server's streams who are on the
-//! gateway's side by now, at the cluster's pace.
+//! Routing by the takeover rollout, and moving proxied streams to the gateway at the cluster's drain
+//! rate.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,21 +11,22 @@ use crate::{
     rollout::{Rollouts, assignment::Unit, flag::TAKEOVER},
 };
 
-/// The rollout says; where there is none, the setting.
+/// Routes by the rollout `legacy-takeover`; where there is none, by `fallback`.
 #[derive(Debug)]
 pub struct RolloutRouting {
-    /// The rollouts.
+    /// The rollouts of the cluster.
     pub rollouts: Rollouts,
-    /// The side of those who are not on the gateway's, and of all while nothing is rolled out.
-    pub otherwise: Backend,
+    /// `legacy.side`: the backend of all users while there is no takeover rollout, and of those that
+    /// it does not assign to the gateway.
+    pub fallback: Backend,
 }
 
 impl Routing for RolloutRouting {
-    fn side(&self, unit: &str, groups: &[String]) -> Backend {
+    fn backend(&self, unit: &str, groups: &[String]) -> Backend {
         let unit = Unit { id: unit.to_owned(), groups: groups.to_vec() };
         if !self.rollouts.registry.now().read {
-            // Nothing is known yet: the old side does no harm.
-            return if self.otherwise == Backend::Shadow {
+            // The rollouts have not been read yet: the upstream is the safe choice.
+            return if self.fallback == Backend::Shadow {
                 Backend::Shadow
             } else {
                 Backend::Upstream
@@ -33,24 +34,25 @@ impl Routing for RolloutRouting {
         }
         match self.rollouts.registry.assignment(TAKEOVER, &unit) {
             Some((_, assignment)) if assignment.new => Backend::Gateway,
-            // Whoever is rolled out by percentage is not all on the gateway's side by a setting.
-            Some(_) if self.otherwise == Backend::Gateway => Backend::Upstream,
-            Some(_) | None => self.otherwise,
+            // `side = "gateway"` must not override the percentage of a rollout.
+            Some(_) if self.fallback == Backend::Gateway => Backend::Upstream,
+            Some(_) | None => self.fallback,
         }
     }
 }
 
-/// How often some are let off.
+/// How often a batch of streams is ended.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Begins to let those off who have changed sides, `rate` of them a second over all nodes.
-pub fn keep_moving(legacy: Arc<Legacy>, rollouts: Rollouts, rate: u32, stage: &Stage) {
+/// Starts to end the proxied streams of users that moved to the gateway, `rate` streams a second over
+/// all nodes.
+pub fn migrate_streams(legacy: Arc<Legacy>, rollouts: Rollouts, rate: u32, stage: &Stage) {
     if legacy.upstream().is_none() {
         return;
     }
     let stopping = stage.stopping().clone();
-    stage.spawn("take over", async move {
-        let moving = async {
+    stage.spawn("legacy-migrate", async move {
+        let migrate = async {
             let mut tick = interval(TICK);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut credit = 0.0;
@@ -59,10 +61,10 @@ pub fn keep_moving(legacy: Arc<Legacy>, rollouts: Rollouts, rate: u32, stage: &S
                 let nodes = rollouts.node_counts.all().len().max(1);
                 let share = f64::from(rate) / nodes as f64;
                 credit = (credit + share * TICK.as_secs_f64()).min(share.max(1.0));
-                let moved = legacy.move_over(credit as usize);
-                credit -= moved as f64;
+                let ended = legacy.end_migrated_streams(credit as usize);
+                credit -= ended as f64;
             }
         };
-        let _ = stopping.run_until_cancelled(moving).await;
+        let _ = stopping.run_until_cancelled(migrate).await;
     });
 }

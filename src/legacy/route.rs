@@ -1,12 +1,13 @@
-//! Old addresses that the gateway can serve itself: which channels each of them stands for.
+//! Maps the upstream's stream addresses to channels, and translates `Last-Event-ID` between the
+//! upstream and the gateway.
 //!
-//! An address becomes the query of a `GET /events`; everything else about a stream is decided there.
-//! What a browser remembers of the old server's stream becomes a place in the logs.
+//! A request to such an address becomes the query of a `GET /events`; permissions, limits and delivery
+//! are decided there. An id that the upstream gave to a browser becomes a position in the logs.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Impossible,
+    InvalidSetting,
     pattern::{Captures, PathPattern, Template},
 };
 use crate::{
@@ -15,112 +16,111 @@ use crate::{
     protocol::{Channel, MessageId, Position, Positions},
 };
 
-/// One of `[[legacy.route]]`.
+/// One entry of `[[legacy.route]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
-    /// `/stream/{room}`.
+    /// The address: `/stream/{room}`.
     pub path: PathPattern,
-    /// What it is a stream of: `room:{room}`, `{query:topic}`, `inbox:{user}`.
+    /// The channels that it streams: `room:{room}`, `{query:topic}`, `inbox:{user}`.
     pub channels: Vec<Template>,
-    /// What its events look like.
+    /// Format of the events when the gateway serves the stream.
     #[serde(default)]
     pub format: Format,
 }
 
-/// What the events of an old address look like.
+/// Event format of a route.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// The payload as its publisher wrote it.
+    /// The payload as the publisher sent it.
     #[default]
     Raw,
-    /// The gateway's envelope around it.
+    /// The payload in the gateway's envelope.
     Envelope,
 }
 
-/// Addresses of the gateway itself: no old one can have them.
-const OWN: [&str; 6] =
+/// Paths of the gateway itself, which no route can have.
+const RESERVED_PATHS: [&str; 6] =
     ["/ws", "/events", "/metrics", "/health/live", "/health/ready", "/api/publish"];
 
 impl RouteConfig {
-    pub(super) fn check(&self) -> Result<(), Impossible> {
+    pub(super) fn check(&self) -> Result<(), InvalidSetting> {
         let path = self.path.to_string();
         let key = format!("legacy.route {path}");
-        let wrong = |reason: String, remedy: &str| Err(Impossible::new(&*key, reason, remedy));
-        if OWN.contains(&&*path) {
-            let reason = "that address is the gateway's own".to_owned();
-            return wrong(reason, "let a proxy in front give the old one another path");
+        let invalid =
+            |reason: String, remedy: &str| Err(InvalidSetting::new(&*key, reason, remedy));
+        if RESERVED_PATHS.contains(&&*path) {
+            let reason = "the path is the gateway's own".to_owned();
+            return invalid(reason, "rewrite the upstream's path in a proxy in front");
         }
         if self.channels.is_empty() {
-            return wrong(
-                "it has no channels".to_owned(),
-                "name one: channels = [\"room:{room}\"]",
-            );
+            let reason = "it has no channels".to_owned();
+            return invalid(reason, "add one: channels = [\"room:{room}\"]");
         }
-        for hole in self.channels.iter().flat_map(Template::holes) {
-            let known = hole == "user"
-                || hole.strip_prefix("query:").is_some_and(|name| !name.is_empty())
-                || self.path.holes().any(|name| name == hole);
+        for placeholder in self.channels.iter().flat_map(Template::placeholders) {
+            let known = placeholder == "user"
+                || placeholder.strip_prefix("query:").is_some_and(|name| !name.is_empty())
+                || self.path.placeholders().any(|name| name == placeholder);
             if !known {
-                let reason = format!("nothing says what {{{hole}}} is");
-                return wrong(reason, "take a name from the path, {query:NAME} or {user}");
+                let reason = format!("{{{placeholder}}} is not defined");
+                return invalid(reason, "use a placeholder of path, {query:NAME} or {user}");
             }
         }
         Ok(())
     }
 }
 
-/// An old address that the gateway can serve.
+/// An upstream address that the gateway can serve from the logs.
 #[derive(Debug)]
 pub struct Route(RouteConfig);
 
 impl Route {
-    /// As configured.
+    /// A route from its configuration.
     pub fn new(config: RouteConfig) -> Self {
         Self(config)
     }
 
-    /// What its holes stand for in a path, if it is one of its.
-    pub fn place(&self, path: &str) -> Option<Place<'_>> {
-        self.0.path.captures(path).map(|captures| Place { route: &self.0, captures })
+    /// The route with the captures of a path, if the path matches.
+    pub fn match_path(&self, path: &str) -> Option<MatchedRoute<'_>> {
+        self.0.path.captures(path).map(|captures| MatchedRoute { route: &self.0, captures })
     }
 }
 
-/// One old address, with what its holes stand for.
+/// A route and the captures of a request's path.
 #[derive(Clone, Debug)]
-pub struct Place<'a> {
+pub struct MatchedRoute<'a> {
     route: &'a RouteConfig,
     captures: Captures,
 }
 
-/// Why an old address stands for no channel.
+/// Why a request to a route has no valid channels.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// Something has to be in the query.
-    #[error("say which: ?{name}= is missing")]
-    Query {
-        /// What.
+    /// A query parameter is missing.
+    #[error("query parameter missing: ?{name}=")]
+    MissingQuery {
+        /// Name of the parameter.
         name: String,
     },
-    /// It is somebody's own.
-    #[error("this stream is a user's own: say who you are")]
-    User,
-    /// What came out is no channel.
-    #[error("{name:?}: {why}")]
-    Channel {
-        /// What came out.
+    /// The route has a `{user}` and the request has no user.
+    #[error("this stream belongs to a user: send a token")]
+    MissingUser,
+    /// The name is not a valid channel.
+    #[error("{name:?}: {reason}")]
+    InvalidChannel {
+        /// The name.
         name: String,
-        /// Why it is none.
-        why: String,
+        /// Why it is invalid.
+        reason: String,
     },
 }
 
-impl Place<'_> {
-    /// The channels it stands for, for this user.
+impl MatchedRoute<'_> {
+    /// The channels of the request, given its query and user.
     ///
     /// # Errors
-    /// When the request says too little, or something that cannot be in a channel's name.
+    /// When a query parameter or the user is missing, or a channel name is invalid.
     pub fn channels(&self, query: &str, user: Option<&str>) -> Result<Vec<Channel>, RouteError> {
         let mut captures = self.captures.clone();
         if let Some(user) = user {
@@ -130,51 +130,53 @@ impl Place<'_> {
             captures.entry(format!("query:{name}")).or_insert_with(|| value.into_owned());
         }
         let channel = |template: &Template| {
-            let name =
-                template.fill(&captures).map_err(|hole| match hole.strip_prefix("query:") {
-                    Some(name) => RouteError::Query { name: name.to_owned() },
-                    None => RouteError::User,
-                })?;
-            name.parse().map_err(|why: crate::protocol::channel::ChannelError| {
-                RouteError::Channel { why: why.to_string(), name }
+            let name = template.fill(&captures).map_err(|missing| {
+                match missing.strip_prefix("query:") {
+                    Some(name) => RouteError::MissingQuery { name: name.to_owned() },
+                    None => RouteError::MissingUser,
+                }
+            })?;
+            name.parse().map_err(|error: crate::protocol::channel::ChannelError| {
+                RouteError::InvalidChannel { reason: error.to_string(), name }
             })
         };
         self.route.channels.iter().map(channel).collect()
     }
 
-    /// What is to be asked of `GET /events`: the channels, the format, and the token as it was given.
-    pub fn query(&self, channels: &[Channel], query: &str) -> String {
-        let mut asked = form_urlencoded::Serializer::new(String::new());
+    /// The query for `GET /events`: the channels, the format, and the token of the original query.
+    pub fn events_query(&self, channels: &[Channel], query: &str) -> String {
+        let mut events_query = form_urlencoded::Serializer::new(String::new());
         for channel in channels {
-            asked.append_pair("channel", channel.as_str());
+            events_query.append_pair("channel", channel.as_str());
         }
         if self.route.format == Format::Raw {
-            asked.append_pair("format", "raw");
+            events_query.append_pair("format", "raw");
         }
         let token = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "token");
         if let Some((key, token)) = token {
-            asked.append_pair(&key, &token);
+            events_query.append_pair(&key, &token);
         }
-        asked.finish()
+        events_query.finish()
     }
 }
 
-/// How far back a message is looked for that the old server sent last.
-const LOOKED_THROUGH: usize = 1000;
+/// How many of the latest events per channel are searched for a message id of the upstream.
+const RESUME_SEARCH_EVENTS: usize = 1000;
 
-/// Where a stream goes on for a browser that holds `last`: the gateway's own position, or the id of a
-/// message that the old server sent, which stands in one of the logs. None for anything else.
+/// The positions from which the gateway resumes a stream whose `Last-Event-ID` is `last`: either the
+/// gateway's own positions, or the id of a message that the upstream sent and one of the logs has. None
+/// for anything else.
 ///
 /// # Errors
-/// When the broker cannot be asked.
-pub async fn resume(
+/// When the broker cannot be read.
+pub async fn resume_positions(
     node: &Node,
     channels: &[Channel],
     last: &str,
 ) -> Result<Option<Positions>, BrokerError> {
     match (last.parse::<Positions>(), channels) {
         (Ok(Positions::One(position)), [channel]) => {
-            // Others write ids like that too, Redis for one: only the epoch tells.
+            // Other ids look like positions too, Redis stream ids for one: the epoch decides.
             let newest = node.read(channel, Range::Until(u64::MAX), 1).await?;
             if newest.epoch == position.epoch {
                 return Ok(Some(Positions::One(position)));
@@ -186,33 +188,35 @@ pub async fn resume(
     let Ok(id) = last.parse::<MessageId>() else { return Ok(None) };
     let mut logs = Vec::new();
     for channel in channels {
-        logs.push((channel, node.read(channel, Range::Until(u64::MAX), LOOKED_THROUGH).await?));
+        logs.push((
+            channel,
+            node.read(channel, Range::Until(u64::MAX), RESUME_SEARCH_EVENTS).await?,
+        ));
     }
     let events = logs.iter().flat_map(|(_, log)| &log.events);
     let Some(time) = events.clone().find(|(_, event)| event.id == id).map(|(_, e)| e.time) else {
         return Ok(None);
     };
-    // The other channels go on from the same moment: the old stream had them in one order.
-    let places = logs.into_iter().map(|(channel, log)| {
-        let named = log.events.iter().find(|(_, event)| event.id == id);
+    // The other channels resume at the time of that event: the upstream had all in one order.
+    let positions = logs.into_iter().map(|(channel, log)| {
+        let exact = log.events.iter().find(|(_, event)| event.id == id);
         let before = || log.events.iter().find(|(_, event)| event.time <= time);
-        let offset = named.or_else(before).map_or(log.head, |(offset, _)| *offset);
+        let offset = exact.or_else(before).map_or(log.head, |(offset, _)| *offset);
         (channel.clone(), Position::new(log.epoch, offset))
     });
-    let places: Vec<_> = places.collect();
-    Ok(Some(match places.as_slice() {
+    let positions: Vec<_> = positions.collect();
+    Ok(Some(match positions.as_slice() {
         [(_, position)] => Positions::One(*position),
-        _ => Positions::Many(places.into_iter().collect()),
+        _ => Positions::Many(positions.into_iter().collect()),
     }))
 }
 
-/// What the old server calls the last event of a browser that comes back from the gateway's side with
-/// the gateway's own position. None where it has no name there, or where the browser holds the old
-/// server's own.
+/// The message id under which the upstream knows a browser's last event, where `last` is a position of
+/// the gateway. None where the event has no id of its publisher, or `last` is not a position.
 ///
 /// # Errors
-/// When the broker cannot be asked.
-pub async fn name_of(
+/// When the broker cannot be read.
+pub async fn upstream_event_id(
     node: &Node,
     channels: &[Channel],
     last: &str,
@@ -222,8 +226,8 @@ pub async fn name_of(
     };
     let before = Range::After(position.offset.saturating_sub(1));
     let slice = node.read(channel, before, 1).await?;
-    let found = slice.events.into_iter().find(|(offset, _)| *offset == position.offset);
-    let id = found.filter(|_| slice.epoch == position.epoch).map(|(_, event)| event.id);
+    let entry = slice.events.into_iter().find(|(offset, _)| *offset == position.offset);
+    let id = entry.filter(|_| slice.epoch == position.epoch).map(|(_, event)| event.id);
     Ok(id.filter(|id| !id.is_made()))
 }
 
@@ -231,7 +235,7 @@ pub async fn name_of(
 mod tests {
     use super::*;
 
-    fn route(path: &str, channels: &[&str]) -> Result<Route, Impossible> {
+    fn route(path: &str, channels: &[&str]) -> Result<Route, InvalidSetting> {
         let channels = channels.iter().map(|channel| channel.parse().unwrap()).collect();
         let config =
             RouteConfig { path: path.parse().unwrap(), channels, format: Format::default() };
@@ -240,32 +244,32 @@ mod tests {
     }
 
     #[test]
-    fn an_old_address_becomes_a_query() {
+    fn a_path_and_query_become_an_events_query() {
         let channels = ["room:{room}", "topic:{query:t}", "inbox:{user}"];
         let route = route("/stream/{room}", &channels).unwrap();
-        let place = route.place("/stream/4%322").unwrap();
+        let matched = route.match_path("/stream/4%322").unwrap();
         let query = "t=news%2Fde&t=other&token=a.b&channel=x";
-        let channels = place.channels(query, Some("anna")).unwrap();
+        let channels = matched.channels(query, Some("anna")).unwrap();
         let names: Vec<_> = channels.iter().map(Channel::as_str).collect();
         assert_eq!(names, ["room:422", "topic:news/de", "inbox:anna"]);
-        let asked = place.query(&channels[..1], query);
-        assert_eq!(asked, "channel=room%3A422&format=raw&token=a.b");
+        let events_query = matched.events_query(&channels[..1], query);
+        assert_eq!(events_query, "channel=room%3A422&format=raw&token=a.b");
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_parts_of_a_request_are_named() {
         let route = route("/s/{room}", &["a:{query:t}", "b:{user}", "c:{room}"]).unwrap();
-        let place = route.place("/s/1").unwrap();
-        let of = |query, user| place.channels(query, user).unwrap_err();
-        assert_eq!(of("", Some("x")), RouteError::Query { name: "t".to_owned() });
-        assert_eq!(of("t=1", None), RouteError::User);
-        assert!(matches!(of("t=a b", Some("x")), RouteError::Channel { .. }));
+        let matched = route.match_path("/s/1").unwrap();
+        let error = |query, user| matched.channels(query, user).unwrap_err();
+        assert_eq!(error("", Some("x")), RouteError::MissingQuery { name: "t".to_owned() });
+        assert_eq!(error("t=1", None), RouteError::MissingUser);
+        assert!(matches!(error("t=a b", Some("x")), RouteError::InvalidChannel { .. }));
     }
 
     #[test]
-    fn a_route_that_cannot_work_is_refused() {
+    fn invalid_routes_are_rejected() {
         assert!(route("/s", &["a:{room}"]).unwrap_err().reason.contains("{room}"));
         assert!(route("/s", &[]).unwrap_err().reason.contains("no channels"));
-        assert!(route("/events", &["a"]).unwrap_err().reason.contains("own"));
+        assert!(route("/events", &["a"]).unwrap_err().reason.contains("gateway's own"));
     }
 }

@@ -1,8 +1,8 @@
-//! Shadow mode: users stay with the old server, and what it sends them is compared with the logs
-//! before anybody moves.
+//! Shadow mode: users stay on the upstream, and a sample of its streams is compared with the logs.
 //!
-//! A number of streams is read as they pass, without being held up: what cannot be kept up with is
-//! left out, and said so. The comparison itself is [`compare`](super::compare)'s.
+//! The chunks of a proxied stream are copied to a comparison task that never delays the stream: a
+//! stream whose comparison falls behind is dropped from it. Which events match is decided in
+//! [`compare`](super::compare).
 
 mod report;
 mod tee_body;
@@ -25,15 +25,15 @@ use tokio::{
 };
 use tracing::debug;
 
-use self::report::{ChannelFigures, Figures};
+use self::report::{ChannelStats, ShadowStats};
 pub use self::{
     report::Report,
-    tee_body::{Held, TeeBody},
+    tee_body::{GuardedBody, TeeBody},
 };
 use super::{
-    Bounds, Impossible, JsonPath,
-    compare::{Comparer, Finding, Kind, PATIENCE, Seen},
-    sse,
+    GatewaySettings, InvalidSetting, JsonPath,
+    compare::{ComparedEvent, Comparer, Finding, GRACE_FACTOR, Outcome},
+    sse::SseParser,
 };
 use crate::{
     broker::{BrokerError, Range},
@@ -49,12 +49,13 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShadowConfig {
-    /// How many of the old server's streams this node compares at a time.
+    /// Limit of streams that this node compares at a time; 0 to 1000.
     pub streams: usize,
-    /// By how much the log may be later than the old server.
+    /// How much later than the upstream the log may have an event; at least 10 ms.
     #[serde(with = "humantime_serde")]
     pub within: Duration,
-    /// Events of the old server's own that no publisher sent, by their name: a greeting, a ping.
+    /// Names of events that the upstream sends on its own account and that are not compared: a
+    /// greeting, a ping.
     pub ignore: Vec<String>,
 }
 
@@ -65,194 +66,205 @@ impl Default for ShadowConfig {
 }
 
 impl ShadowConfig {
-    pub(super) fn check(&self) -> Result<(), Impossible> {
+    pub(super) fn check(&self) -> Result<(), InvalidSetting> {
         let key = |name| format!("legacy.shadow.{name}");
         if self.within < Duration::from_millis(10) {
-            return Err(Impossible::new(key("within"), "it is too short", "set at least 10ms"));
+            return Err(InvalidSetting::new(key("within"), "it is too short", "set at least 10ms"));
         }
         if STREAMS_MAX < self.streams {
             let remedy = format!("set at most {STREAMS_MAX}: a sample is enough");
-            return Err(Impossible::new(key("streams"), "that is too many", remedy));
+            return Err(InvalidSetting::new(key("streams"), "it is too large", remedy));
         }
         Ok(())
     }
 }
 
-/// Each stream compared reads its channels' logs.
+/// Upper bound of `legacy.shadow.streams`: each compared stream reads its channels' logs.
 const STREAMS_MAX: usize = 1000;
-/// Pieces of a stream that wait to be read.
-const PIECES: usize = 1024;
-/// Events of a channel's past that an old server may send to whoever comes.
-const PAST: usize = 256;
-/// Characters of an event that are shown.
-const SHOWN: usize = 200;
+/// Chunks of a stream that may wait for the comparison.
+const QUEUE_CHUNKS: usize = 1024;
+/// Past events per channel that the upstream may replay to a new client.
+const REPLAY_EVENTS: usize = 256;
+/// Characters of a payload that are shown in samples.
+const SAMPLE_CHARS: usize = 200;
 
-/// Compares streams of the old server's with the logs.
+/// Compares proxied streams with the logs.
 #[derive(Debug)]
 pub struct Shadow {
     config: ShadowConfig,
     id: Option<JsonPath>,
-    most: usize,
+    max_event_bytes: usize,
     node: Arc<Node>,
     stage: Stage,
     slots: Arc<Semaphore>,
-    figures: Mutex<Figures>,
+    stats: Mutex<ShadowStats>,
     since: u64,
 }
 
-/// A place among the streams that are compared, for one of these channels.
+/// One of the `legacy.shadow.streams` slots, for a stream of these channels; released on drop.
 #[derive(Debug)]
 pub struct Slot {
     shadow: Arc<Shadow>,
     channels: Vec<Channel>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Shadow {
-    /// Nothing compared yet. `id` is where in the events their id stands.
+    /// Compares nothing until a [`slot`](Self::slot) is taken. `id` is the path of the message id in
+    /// payloads.
     pub fn new(
         config: &ShadowConfig,
         id: Option<JsonPath>,
         node: &Arc<Node>,
-        bounds: &Bounds,
+        settings: &GatewaySettings,
         stage: &Stage,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(config.streams));
-        let figures = Mutex::default();
-        // An old server may wrap an event into something.
-        let most = bounds.event_bytes * 2;
+        let stats = Mutex::default();
+        // Twice the limit, because the upstream may wrap a payload in an envelope.
+        let max_event_bytes = settings.event_bytes * 2;
         let (config, node, stage) = (config.clone(), Arc::clone(node), stage.clone());
-        Self { config, id, most, node, stage, slots, figures, since: unix_ms() }
+        Self { config, id, max_event_bytes, node, stage, slots, stats, since: unix_ms() }
     }
 
-    /// A place for a stream of these channels, while there is one.
+    /// A slot for a stream of these channels; none while all are taken, which is counted.
     pub fn slot(self: &Arc<Self>, channels: Vec<Channel>) -> Option<Slot> {
-        let place = Arc::clone(&self.slots).try_acquire_owned().ok();
-        if place.is_none() {
-            self.figures.lock().not_compared += 1;
+        let permit = Arc::clone(&self.slots).try_acquire_owned().ok();
+        if permit.is_none() {
+            self.stats.lock().not_compared += 1;
         }
-        place.map(|_place| Slot { shadow: Arc::clone(self), channels, _place })
+        permit.map(|_permit| Slot { shadow: Arc::clone(self), channels, _permit })
     }
 
-    /// What has been found so far.
+    /// The statistics so far.
     pub fn report(&self) -> Report {
-        let figures = self.figures.lock().clone();
+        let stats = self.stats.lock().clone();
         let comparing = self.config.streams - self.slots.available_permits();
         Report {
             node: Arc::clone(self.node.name()),
             since: self.since,
             comparing,
-            streams: figures.compared,
-            streams_not_compared: figures.not_compared,
-            clean: figures.channels.values().all(ChannelFigures::is_clean),
-            channels: figures.channels,
+            streams: stats.compared,
+            streams_not_compared: stats.not_compared,
+            clean: stats.channels.values().all(ChannelStats::is_clean),
+            channels: stats.channels,
         }
     }
 
-    fn seen(&self, data: &str) -> Seen {
+    fn compared_event(&self, data: &str) -> ComparedEvent {
         let parsed = serde_json::from_str::<Value>(data).ok();
         let id = self.id.as_ref().zip(parsed.as_ref()).and_then(|(path, value)| path.find(value));
         let mut hasher = DefaultHasher::new();
         match &parsed {
-            // A text that a publisher sent bare is a JSON text in the log.
+            // A payload that is not JSON is a JSON string in the log: hash the text in both cases.
             Some(Value::String(text)) => text.hash(&mut hasher),
-            // Written anew, so that spaces and the order of keys make no difference.
+            // Serialized again, so that whitespace and key order make no difference.
             Some(value) => value.to_string().hash(&mut hasher),
             None => data.hash(&mut hasher),
         }
-        Seen { id, print: hasher.finish(), data: data.chars().take(SHOWN).collect() }
+        let content_hash = hasher.finish();
+        ComparedEvent { id, content_hash, data: data.chars().take(SAMPLE_CHARS).collect() }
     }
 
-    fn count(&self, name: &str, findings: Vec<(Option<&str>, Finding)>) {
+    fn count(&self, stream_name: &str, findings: Vec<(Option<&str>, Finding)>) {
         if findings.is_empty() {
             return;
         }
-        let mut figures = self.figures.lock();
-        for (channel, Finding { kind, seen, .. }) in findings {
-            self.node.metrics().legacy.compared(kind.as_str());
-            figures.of(channel.unwrap_or(name)).add(kind, seen);
+        let mut stats = self.stats.lock();
+        for (channel, Finding { outcome, event, .. }) in findings {
+            self.node.metrics().legacy.compared(outcome.as_str());
+            stats.channel(channel.unwrap_or(stream_name)).add(outcome, event);
         }
     }
 }
 
-/// A channel's log going on: which of the channels, and what is next.
-type Logs = Pin<Box<dyn Stream<Item = (usize, Step)> + Send>>;
+/// The next step of any of the channels' logs, with the channel's index.
+type LogSteps = Pin<Box<dyn Stream<Item = (usize, Step)> + Send>>;
 
-/// Follows one stream to its end, and until all that it sent is judged.
-async fn compare(slot: Slot, mut pieces: mpsc::Receiver<(Instant, Bytes)>) {
+/// Compares one stream until it has ended and each of its events has an outcome.
+async fn compare(slot: Slot, mut chunks: mpsc::Receiver<(Instant, Bytes)>) {
     let shadow = Arc::clone(&slot.shadow);
-    let (logs, past) = match follow(&shadow.node, &slot.channels).await {
+    let (mut logs, past) = match follow(&shadow.node, &slot.channels).await {
         Ok(followed) => followed,
-        Err(error) => return debug!(%error, "a stream is not compared: its logs cannot be read"),
+        Err(error) => return debug!(%error, "shadow: stream not compared, its logs are unreadable"),
     };
-    shadow.figures.lock().compared += 1;
-    let mut overheard = Comparison::new(&slot);
+    shadow.stats.lock().compared += 1;
+    let mut comparison = Comparison::new(&slot);
     for (channel, offset, event) in past {
-        overheard.logged(channel, offset, &event, true);
+        comparison.logged(channel, offset, &event, true);
     }
     let mut tick = interval(shadow.config.within.clamp(TICK_MIN, TICK_MAX));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut logs = logs;
     let mut ended = None;
     loop {
         tokio::select! {
             () = shadow.stage.stopping().cancelled() => break,
-            piece = pieces.recv(), if ended.is_none() => match piece {
-                Some((at, piece)) => overheard.sent(at, &piece),
+            chunk = chunks.recv(), if ended.is_none() => match chunk {
+                Some((at, chunk)) => comparison.sent(at, &chunk),
                 None => {
-                    overheard.comparer.end();
+                    comparison.comparer.end();
                     ended = Some(Instant::now());
                 }
             },
             Some((channel, step)) = logs.next() => match step {
                 Step::Event(position, event) => {
-                    overheard.logged(channel, position.offset, &event, ended.is_some());
+                    comparison.logged(channel, position.offset, &event, ended.is_some());
                 }
-                // What cannot be read cannot be compared either.
+                // Part of the log cannot be read: comparing on would report false losses.
                 Step::Lost(_) => break,
             },
             _ = tick.tick() => {
-                overheard.judge();
-                let patience = shadow.config.within * u32::try_from(PATIENCE).unwrap_or(u32::MAX);
-                if ended.is_some_and(|at| overheard.comparer.is_settled() || patience * 2 < at.elapsed()) {
+                comparison.expire();
+                let factor = u32::try_from(GRACE_FACTOR).unwrap_or(u32::MAX);
+                let grace = shadow.config.within * factor;
+                let settled = |at: Instant| {
+                    comparison.comparer.is_settled() || grace * 2 < at.elapsed()
+                };
+                if ended.is_some_and(settled) {
                     break;
                 }
             }
         }
     }
-    overheard.tell();
+    comparison.flush();
 }
 
 const TICK_MIN: Duration = Duration::from_millis(10);
 const TICK_MAX: Duration = Duration::from_millis(250);
 
-/// Some of a channel's past: its number, offsets and events.
-type Past = Vec<(usize, u64, Event)>;
+/// Past events of the channels: channel index, offset, event.
+type PastEvents = Vec<(usize, u64, Event)>;
 
-async fn follow(node: &Arc<Node>, channels: &[Channel]) -> Result<(Logs, Past), BrokerError> {
+/// Follows the channels' logs from their heads, and reads the events before that the upstream may
+/// replay.
+async fn follow(
+    node: &Arc<Node>,
+    channels: &[Channel],
+) -> Result<(LogSteps, PastEvents), BrokerError> {
     let (mut logs, mut past) = (Vec::new(), Vec::new());
-    for (number, channel) in channels.iter().enumerate() {
+    for (index, channel) in channels.iter().enumerate() {
         let follower = Follower::at_head(node, channel).await?;
-        let until = Range::Until(follower.cursor().offset);
-        let slice = node.read(channel, until, PAST).await?;
-        // Oldest first, as they will be looked for.
-        past.extend(slice.events.into_iter().rev().map(|(offset, event)| (number, offset, event)));
+        let until_head = Range::Until(follower.cursor().offset);
+        let slice = node.read(channel, until_head, REPLAY_EVENTS).await?;
+        // Oldest first, because the comparison matches the oldest first.
+        past.extend(slice.events.into_iter().rev().map(|(offset, event)| (index, offset, event)));
         logs.push(stream::unfold(follower, move |mut follower| async move {
-            Some(((number, follower.next().await), follower))
+            Some(((index, follower.next().await), follower))
         }));
     }
     Ok((Box::pin(stream::select_all(logs.into_iter().map(Box::pin))), past))
 }
 
-/// One stream, as far as it has been compared.
+/// The comparison of one stream, from bytes to findings.
 struct Comparison<'a> {
     slot: &'a Slot,
-    name: String,
-    reading: sse::Reading,
+    /// The channels' names, joined with spaces.
+    stream_name: String,
+    parser: SseParser,
     too_large: u64,
     comparer: Comparer,
-    found: Vec<Finding>,
-    begin: Instant,
+    findings: Vec<Finding>,
+    started_at: Instant,
 }
 
 impl<'a> Comparison<'a> {
@@ -261,56 +273,60 @@ impl<'a> Comparison<'a> {
         let within = slot.shadow.config.within.as_millis();
         Self {
             slot,
-            name: names.join(" "),
-            reading: sse::Reading::new(slot.shadow.most),
+            stream_name: names.join(" "),
+            parser: SseParser::new(slot.shadow.max_event_bytes),
             too_large: 0,
             comparer: Comparer::new(u64::try_from(within).unwrap_or(u64::MAX)),
-            found: Vec::new(),
-            begin: Instant::now(),
+            findings: Vec::new(),
+            started_at: Instant::now(),
         }
     }
 
-    fn clock(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.begin).as_millis()).unwrap_or(u64::MAX)
+    /// Milliseconds since the comparison began.
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.started_at).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// A piece of the old server's stream passed.
-    fn sent(&mut self, at: Instant, piece: &[u8]) {
-        let now = self.clock(at);
+    /// Adds a chunk of the upstream's stream.
+    fn sent(&mut self, at: Instant, chunk: &[u8]) {
+        let now = self.millis(at);
         let shadow = &self.slot.shadow;
-        let ignored = |name: &Option<String>| {
+        let is_ignored = |name: &Option<String>| {
             name.as_ref().is_some_and(|name| shadow.config.ignore.contains(name))
         };
-        let (comparer, found) = (&mut self.comparer, &mut self.found);
-        self.reading.push(piece, |block| {
-            if !ignored(&block.name) {
-                comparer.sent(shadow.seen(&block.data), now, found);
+        let (comparer, findings) = (&mut self.comparer, &mut self.findings);
+        self.parser.push(chunk, |event| {
+            if !is_ignored(&event.name) {
+                comparer.sent(shadow.compared_event(&event.data), now, findings);
             }
         });
-        let too_large = std::mem::replace(&mut self.too_large, self.reading.too_large());
-        for _ in too_large..self.too_large {
-            let seen = Seen { id: None, print: 0, data: "(too large)".to_owned() };
-            self.found.push(Finding { kind: Kind::Skipped, channel: None, seen });
+        let before = std::mem::replace(&mut self.too_large, self.parser.too_large());
+        for _ in before..self.too_large {
+            let data = "(too large)".to_owned();
+            let event = ComparedEvent { id: None, content_hash: 0, data };
+            self.findings.push(Finding { outcome: Outcome::Skipped, channel: None, event });
         }
-        self.tell();
+        self.flush();
     }
 
-    fn logged(&mut self, channel: usize, offset: u64, event: &Event, free: bool) {
-        let seen = self.slot.shadow.seen(event.data.as_str());
-        let now = self.clock(Instant::now());
-        self.comparer.logged((channel, offset), seen, (now, free), &mut self.found);
-        self.tell();
+    fn logged(&mut self, channel: usize, offset: u64, event: &Event, optional: bool) {
+        let event = self.slot.shadow.compared_event(event.data.as_str());
+        let now = self.millis(Instant::now());
+        self.comparer.logged((channel, offset), event, (now, optional), &mut self.findings);
+        self.flush();
     }
 
-    fn judge(&mut self) {
-        self.comparer.judge(self.clock(Instant::now()), &mut self.found);
-        self.tell();
+    fn expire(&mut self) {
+        self.comparer.expire(self.millis(Instant::now()), &mut self.findings);
+        self.flush();
     }
 
-    fn tell(&mut self) {
+    /// Moves the findings to the statistics and metrics.
+    fn flush(&mut self) {
         let channels = &self.slot.channels;
-        let of = |finding: &Finding| finding.channel.map(|number| channels[number].as_str());
-        let found = self.found.drain(..).map(|finding| (of(&finding), finding)).collect();
-        self.slot.shadow.count(&self.name, found);
+        let channel_of = |finding: &Finding| finding.channel.map(|index| channels[index].as_str());
+        let findings =
+            self.findings.drain(..).map(|finding| (channel_of(&finding), finding)).collect();
+        self.slot.shadow.count(&self.stream_name, findings);
     }
 }

@@ -1,74 +1,74 @@
-//! Reading a `text/event-stream` as it passes: bytes in any pieces go in, events come out. Pure.
+//! Incremental parser for `text/event-stream` (Server-Sent Events): byte chunks in, events out. Pure.
 
-/// What one block of a stream says.
+/// One event of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Block {
-    /// The `id:` line of this block.
+pub struct SseEvent {
+    /// The `id:` field of this event.
     pub id: Option<String>,
-    /// The `event:` line; `message` where there is none.
+    /// The `event:` field; none means `message`.
     pub name: Option<String>,
-    /// The `data:` lines, joined.
+    /// The `data:` lines, joined with line feeds.
     pub data: String,
 }
 
-/// A stream that is being read.
+/// Parser state for one stream.
 #[derive(Debug)]
-pub struct Reading {
+pub struct SseParser {
     line: Vec<u8>,
-    block: Pending,
-    most: usize,
-    /// The last byte was a carriage return, which a line feed may belong to.
+    event: PartialEvent,
+    max_bytes: usize,
+    /// The last byte was a carriage return, so a line feed after it does not end another line.
     after_return: bool,
     first_line: bool,
-    /// Blocks that were too large to be kept.
     too_large: u64,
 }
 
 #[derive(Debug, Default)]
-struct Pending {
+struct PartialEvent {
     id: Option<String>,
     name: Option<String>,
     data: Option<String>,
-    overflown: bool,
+    too_large: bool,
 }
 
-impl Reading {
-    /// At the beginning of a stream. A block of more than `most` bytes is left out.
-    pub fn new(most: usize) -> Self {
+impl SseParser {
+    /// A parser at the beginning of a stream. Events with a line, or data, of more than `max_bytes`
+    /// are skipped and counted.
+    pub fn new(max_bytes: usize) -> Self {
         Self {
             line: Vec::new(),
-            block: Pending::default(),
-            most,
+            event: PartialEvent::default(),
+            max_bytes,
             after_return: false,
             first_line: true,
             too_large: 0,
         }
     }
 
-    /// Reads a piece.
-    pub fn push(&mut self, piece: &[u8], mut take: impl FnMut(Block)) {
-        for byte in piece {
-            let begins = std::mem::replace(&mut self.after_return, *byte == b'\r');
+    /// Parses a chunk and calls `on_event` for each event that it completes.
+    pub fn push(&mut self, chunk: &[u8], mut on_event: impl FnMut(SseEvent)) {
+        for byte in chunk {
+            let after_return = std::mem::replace(&mut self.after_return, *byte == b'\r');
             match byte {
-                b'\n' if begins => {}
+                b'\n' if after_return => {}
                 b'\n' | b'\r' => {
-                    if let Some(block) = self.end_line() {
-                        take(block);
+                    if let Some(event) = self.end_line() {
+                        on_event(event);
                     }
                 }
-                // One too many is kept, so that the line is known to be too long.
-                byte if self.line.len() <= self.most => self.line.push(*byte),
+                // One byte beyond the limit is kept: it shows that the line is too long.
+                byte if self.line.len() <= self.max_bytes => self.line.push(*byte),
                 _ => {}
             }
         }
     }
 
-    /// How many blocks were too large.
+    /// The number of events skipped because of `max_bytes`.
     pub fn too_large(&self) -> u64 {
         self.too_large
     }
 
-    fn end_line(&mut self) -> Option<Block> {
+    fn end_line(&mut self) -> Option<SseEvent> {
         let line = std::mem::take(&mut self.line);
         let mut text = String::from_utf8_lossy(&line);
         if std::mem::take(&mut self.first_line)
@@ -77,33 +77,33 @@ impl Reading {
             text = rest.to_owned().into();
         }
         if text.is_empty() {
-            let Pending { id, name, data, overflown } = std::mem::take(&mut self.block);
-            self.too_large += u64::from(overflown);
-            return data.filter(|_| !overflown).map(|data| Block { id, name, data });
+            let PartialEvent { id, name, data, too_large } = std::mem::take(&mut self.event);
+            self.too_large += u64::from(too_large);
+            return data.filter(|_| !too_large).map(|data| SseEvent { id, name, data });
         }
-        if self.most < line.len() {
-            self.block.overflown = true;
+        if self.max_bytes < line.len() {
+            self.event.too_large = true;
             return None;
         }
         let (field, value) = text.split_once(':').unwrap_or((&text, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
             "data" => self.add_data(value),
-            "event" => self.block.name = Some(value.to_owned()).filter(|name| !name.is_empty()),
-            "id" if !value.contains('\0') => self.block.id = Some(value.to_owned()),
+            "event" => self.event.name = Some(value.to_owned()).filter(|name| !name.is_empty()),
+            "id" if !value.contains('\0') => self.event.id = Some(value.to_owned()),
             _ => {}
         }
         None
     }
 
     fn add_data(&mut self, value: &str) {
-        let before = self.block.data.as_ref().map_or(0, |data| data.len() + 1);
-        if self.most < before + value.len() {
-            self.block.overflown = true;
-            self.block.data = None;
+        let before = self.event.data.as_ref().map_or(0, |data| data.len() + 1);
+        if self.max_bytes < before + value.len() {
+            self.event.too_large = true;
+            self.event.data = None;
         }
-        match &mut self.block.data {
-            _ if self.block.overflown => {}
+        match &mut self.event.data {
+            _ if self.event.too_large => {}
             Some(data) => {
                 data.push('\n');
                 data.push_str(value);
@@ -119,60 +119,60 @@ mod tests {
 
     use super::*;
 
-    fn read(pieces: &[&[u8]], most: usize) -> (Vec<Block>, u64) {
-        let mut reading = Reading::new(most);
-        let mut blocks = Vec::new();
-        for piece in pieces {
-            reading.push(piece, |block| blocks.push(block));
+    fn parse(chunks: &[&[u8]], max_bytes: usize) -> (Vec<SseEvent>, u64) {
+        let mut parser = SseParser::new(max_bytes);
+        let mut events = Vec::new();
+        for chunk in chunks {
+            parser.push(chunk, |event| events.push(event));
         }
-        (blocks, reading.too_large())
+        (events, parser.too_large())
     }
 
     #[test]
-    fn a_stream_is_read_as_a_browser_reads_it() {
+    fn a_stream_is_parsed_like_in_a_browser() {
         let stream = "\u{feff}: hi\nid: 1\nevent: tick\ndata: a\ndata:  b\ndata\n\n\
                       retry: 5\n\ndata:c\r\n\r\nevent:\rdata: {\"x\":\":\"}\r\rdata: unfinished";
-        let (blocks, _) = read(&[stream.as_bytes()], 100);
-        let block = |id: Option<&str>, name: Option<&str>, data: &str| Block {
+        let (events, _) = parse(&[stream.as_bytes()], 100);
+        let event = |id: Option<&str>, name: Option<&str>, data: &str| SseEvent {
             id: id.map(str::to_owned),
             name: name.map(str::to_owned),
             data: data.to_owned(),
         };
-        let first = block(Some("1"), Some("tick"), "a\n b\n");
-        assert_eq!(blocks, [first, block(None, None, "c"), block(None, None, "{\"x\":\":\"}")]);
+        let first = event(Some("1"), Some("tick"), "a\n b\n");
+        assert_eq!(events, [first, event(None, None, "c"), event(None, None, "{\"x\":\":\"}")]);
     }
 
     #[test]
-    fn what_is_too_large_is_left_out_and_the_next_is_read() {
+    fn an_event_that_is_too_large_is_skipped() {
         let long = "x".repeat(50);
         for stream in [
             format!("data: {long}\n\ndata: ok\n\n"),
             format!("data: {}\ndata: {}\n\ndata: ok\n\n", &long[..20], &long[..20]),
             format!("id: {long}\ndata: 1\n\ndata: ok\n\n"),
         ] {
-            let (blocks, too_large) = read(&[stream.as_bytes()], 30);
-            let data: Vec<_> = blocks.iter().map(|block| &*block.data).collect();
+            let (events, too_large) = parse(&[stream.as_bytes()], 30);
+            let data: Vec<_> = events.iter().map(|event| &*event.data).collect();
             assert_eq!((data, too_large), (vec!["ok"], 1), "{stream}");
         }
     }
 
     proptest! {
         #[test]
-        fn it_does_not_matter_where_the_pieces_end(
+        fn chunk_boundaries_do_not_matter(
             stream in "([di]: ?[a-z]{0,3}|data:[é1]{0,4}|id: 7|\r|\n|\r\n|event: x){0,30}",
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
         ) {
             let bytes = stream.as_bytes();
             let mut at: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             at.sort_unstable();
-            let mut pieces = Vec::new();
+            let mut chunks = Vec::new();
             let mut begin = 0;
             for end in at {
-                pieces.push(&bytes[begin..end]);
+                chunks.push(&bytes[begin..end]);
                 begin = end;
             }
-            pieces.push(&bytes[begin..]);
-            prop_assert_eq!(read(&pieces, 12), read(&[bytes], 12));
+            chunks.push(&bytes[begin..]);
+            prop_assert_eq!(parse(&chunks, 12), parse(&[bytes], 12));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Passing a request on to the old server, and its answer back, as they come.
+//! Reverse proxy to the legacy server (`legacy.upstream`): requests, streams and WebSockets.
 //!
-//! Nothing is gathered in either direction, so an event of a stream is with the browser at once. What
-//! is dropped on one side is dropped on the other. It knows nothing of routes and sides.
+//! Bodies are forwarded unbuffered in both directions, so an event reaches the browser without delay,
+//! and a connection closed on one side is closed on the other. Routes and backends are not known here.
 
 mod bodies;
 mod dial;
@@ -24,18 +24,18 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::bodies::Tunnel;
 use self::{
-    bodies::{Passing, Sending, Watch},
-    dial::Dial,
-    headers::Sender,
+    bodies::{RequestBody, ResponseBody, SendProgress},
+    dial::Connector,
+    headers::PeerInfo,
 };
 use super::{LegacyConfig, LegacyError};
 use crate::{metrics::Metrics, node::Node};
 
-/// Connections to the old server that may rest, and for how long.
-const RESTING: usize = 256;
-const REST: Duration = Duration::from_secs(60);
+/// Limit of idle connections in the pool, and for how long each is kept.
+const IDLE_CONNECTIONS_MAX: usize = 256;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the old server is: `http://host:3000`, `https://host`.
+/// URL of the upstream, without a path: `http://host:3000`, `https://host`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UpstreamUrl {
@@ -47,21 +47,21 @@ impl FromStr for UpstreamUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| {
-            format!("{why}: write \"http://host:3000\" or \"https://host\", without a path")
+        let invalid = |reason: &str| {
+            format!("{reason}: write \"http://host:3000\" or \"https://host\", without a path")
         };
-        let uri: Uri = text.parse().map_err(|_| wrong("it is no address"))?;
+        let uri: Uri = text.parse().map_err(|_| invalid("it is not a URL"))?;
         let https = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err(wrong("it begins with neither http:// nor https://")),
+            _ => return Err(invalid("its scheme is neither http nor https")),
         };
-        let authority = uri.authority().cloned().ok_or_else(|| wrong("it names no host"))?;
+        let authority = uri.authority().cloned().ok_or_else(|| invalid("it has no host"))?;
         if authority.as_str().contains('@') {
-            return Err(wrong("a user or password cannot be in it"));
+            return Err(invalid("it must not contain a user or password"));
         }
         if uri.path_and_query().is_some_and(|path| path != "/") {
-            return Err(wrong("it has a path"));
+            return Err(invalid("it has a path"));
         }
         Ok(Self { https, authority })
     }
@@ -87,122 +87,123 @@ impl From<UpstreamUrl> for String {
     }
 }
 
-/// The old server.
+/// Proxy client for the upstream.
 #[derive(Debug)]
 pub struct Upstream {
     url: UpstreamUrl,
     host: Option<String>,
     timeout: Duration,
-    client: Client<Dial, Sending>,
-    places: Arc<Semaphore>,
-    /// How this node signs what it passed on.
-    signature: String,
+    client: Client<Connector, RequestBody>,
+    request_slots: Arc<Semaphore>,
+    /// This node's name in the `Via` header, to detect loops.
+    via_name: String,
     metrics: Arc<Metrics>,
 }
 
-/// What the old server answered.
+/// A response of the upstream.
 #[derive(Debug)]
-pub struct Answer {
-    /// Its answer; the body comes as it comes.
+pub struct UpstreamResponse {
+    /// The response; its body is forwarded as it arrives.
     pub response: Response<Body>,
-    /// It is a stream of events, which lasts.
-    pub stream: bool,
-    /// The connection is another protocol's from here on.
+    /// Whether it is a `text/event-stream`.
+    pub is_stream: bool,
+    /// The upgraded connection of a `101 Switching Protocols`.
     pub tunnel: Option<Tunnel>,
 }
 
 impl Upstream {
-    /// Connects when it is asked something.
+    /// Creates the client; connections are opened by the first request.
     ///
     /// # Errors
-    /// When there is nothing to check its certificate with.
+    /// When the URL is `https` and the system has no root certificates.
     pub fn new(url: &UpstreamUrl, config: &LegacyConfig, node: &Node) -> Result<Self, LegacyError> {
-        let dial = Dial::new(url.https, config.connect_timeout)?;
+        let connector = Connector::new(url.https, config.connect_timeout)?;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(REST)
-            .pool_max_idle_per_host(RESTING)
-            .build(dial);
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .build(connector);
         Ok(Self {
             url: url.clone(),
             host: config.host.clone(),
             timeout: config.timeout,
             client,
-            places: Arc::new(Semaphore::new(config.requests.min(Semaphore::MAX_PERMITS))),
-            signature: format!("crossfade-{}", node.name().replace(|c: char| !word(c), "-")),
+            request_slots: Arc::new(Semaphore::new(config.requests.min(Semaphore::MAX_PERMITS))),
+            via_name: format!("crossfade-{}", node.name().replace(|c: char| !is_token(c), "-")),
             metrics: Arc::clone(node.metrics()),
         })
     }
 
-    /// Passes a request on. A stream that comes back ends when `stop` is cancelled, so that its
-    /// client comes back to another node.
+    /// Forwards a request. An event stream that comes back ends when `stop` is cancelled, so that its
+    /// client reconnects elsewhere.
     ///
     /// # Errors
-    /// When there is no answer, or none may be asked for.
-    pub async fn pass(
+    /// When the upstream does not respond, `legacy.requests` is reached, or the request loops.
+    pub async fn forward(
         &self,
         request: Request<Body>,
-        sender: &Sender<'_>,
+        peer: &PeerInfo<'_>,
         stop: &CancellationToken,
-    ) -> Result<Answer, UpstreamError> {
-        let answered = self.ask(request, sender, stop).await;
-        let outcome = match &answered {
-            Ok(answer) => answer.response.status().as_str().to_owned(),
+    ) -> Result<UpstreamResponse, UpstreamError> {
+        let result = self.send(request, peer, stop).await;
+        let outcome = match &result {
+            Ok(upstream) => upstream.response.status().as_str().to_owned(),
             Err(error) => error.as_str().to_owned(),
         };
         self.metrics.legacy.upstream(&outcome);
-        answered
+        result
     }
 
-    async fn ask(
+    async fn send(
         &self,
         mut request: Request<Body>,
-        sender: &Sender<'_>,
+        peer: &PeerInfo<'_>,
         stop: &CancellationToken,
-    ) -> Result<Answer, UpstreamError> {
-        if headers::signed(request.headers(), &self.signature) {
+    ) -> Result<UpstreamResponse, UpstreamError> {
+        if headers::has_via(request.headers(), &self.via_name) {
             return Err(UpstreamError::Loop { url: self.url.to_string() });
         }
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| UpstreamError::Full)?;
-        let ours = headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
-        let (request, watch) = self.addressed(request, sender)?;
-        let response = self.in_time(self.client.request(request), &watch).await?;
+        let slot = Arc::clone(&self.request_slots).try_acquire_owned();
+        let slot = slot.map_err(|_| UpstreamError::Full)?;
+        let client_upgrade =
+            headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
+        let (request, progress) = self.upstream_request(request, peer)?;
+        let response = self.response_head(self.client.request(request), &progress).await?;
         let (mut parts, body) = response.into_parts();
-        let tunnel = match ours {
-            Some(ours) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
-                let theirs = parts.extensions.remove::<OnUpgrade>();
-                theirs.map(|theirs| Tunnel::new(ours, theirs))
+        let tunnel = match client_upgrade {
+            Some(client) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
+                let upstream = parts.extensions.remove::<OnUpgrade>();
+                upstream.map(|upstream| Tunnel::new(client, upstream))
             }
             _ => None,
         };
-        let stream = is_stream(&parts.headers);
-        headers::tidy_answer(&mut parts.headers, tunnel.is_some());
+        let is_stream = is_event_stream(&parts.headers);
+        headers::rewrite_response(&mut parts.headers, tunnel.is_some());
         parts.version = Version::HTTP_11;
         let Some(mut tunnel) = tunnel else {
-            let ends = stream.then(|| stop.clone());
-            let body = Body::new(Passing::new(body, ends, place));
-            return Ok(Answer {
+            let stop = is_stream.then(|| stop.clone());
+            let body = Body::new(ResponseBody::new(body, stop, slot));
+            return Ok(UpstreamResponse {
                 response: Response::from_parts(parts, body),
-                stream,
+                is_stream,
                 tunnel: None,
             });
         };
-        tunnel.hold(place);
+        tunnel.hold_slot(slot);
         let response = Response::from_parts(parts, Body::empty());
-        Ok(Answer { response, stream: false, tunnel: Some(tunnel) })
+        Ok(UpstreamResponse { response, is_stream: false, tunnel: Some(tunnel) })
     }
 
-    /// The request as the old server is to see it.
-    fn addressed(
+    /// The request with the URI and headers for the upstream.
+    fn upstream_request(
         &self,
         request: Request<Body>,
-        sender: &Sender<'_>,
-    ) -> Result<(Request<Sending>, Watch), UpstreamError> {
+        peer: &PeerInfo<'_>,
+    ) -> Result<(Request<RequestBody>, SendProgress), UpstreamError> {
         let (mut parts, body) = request.into_parts();
-        let asked = parts.uri.authority().map(|authority| authority.as_str().to_owned());
-        headers::tidy_request(&mut parts.headers, asked.as_deref(), sender);
-        headers::sign(&mut parts.headers, &self.signature);
+        let authority = parts.uri.authority().map(|authority| authority.as_str().to_owned());
+        headers::rewrite_request(&mut parts.headers, authority.as_deref(), peer);
+        headers::append_via(&mut parts.headers, &self.via_name);
         if let Some(host) = self.host.as_ref().and_then(|host| host.parse().ok()) {
             parts.headers.insert(header::HOST, host);
         }
@@ -210,105 +211,105 @@ impl Upstream {
         let uri = Uri::builder()
             .scheme(if self.url.https { "https" } else { "http" })
             .authority(self.url.authority.clone())
-            .path_and_query(path.unwrap_or_else(|| "/".parse().expect("a slash is a path")));
+            .path_and_query(path.unwrap_or_else(|| "/".parse().expect("/ is a valid path")));
         parts.uri = uri.build().map_err(|err| UpstreamError::Broken { reason: err.to_string() })?;
         parts.version = Version::HTTP_11;
-        // What the stack put there is about the other connection.
+        // The extensions describe the client's connection.
         parts.extensions.clear();
-        let (body, watch) = Sending::new(body);
-        Ok((Request::from_parts(parts, body), watch))
+        let (body, progress) = RequestBody::new(body);
+        Ok((Request::from_parts(parts, body), progress))
     }
 
-    /// The answer's head, `timeout` after the last of the request went out at the latest.
-    async fn in_time(
+    /// Waits for the response head, for up to `timeout` after the last part of the request was sent.
+    async fn response_head(
         &self,
-        answer: impl Future<Output = Result<Response<hyper::body::Incoming>, Failed>>,
-        watch: &Watch,
+        response: impl Future<Output = Result<Response<hyper::body::Incoming>, ClientError>>,
+        progress: &SendProgress,
     ) -> Result<Response<hyper::body::Incoming>, UpstreamError> {
-        tokio::pin!(answer);
+        tokio::pin!(response);
         loop {
-            let deadline = watch.last() + self.timeout;
-            match timeout_at(deadline, &mut answer).await {
-                Ok(answered) => return answered.map_err(|err| UpstreamError::of(&self.url, &err)),
-                Err(_) if deadline < watch.last() + self.timeout => {}
-                Err(_) => return Err(UpstreamError::Silent { within: self.timeout }),
+            let deadline = progress.last_sent() + self.timeout;
+            match timeout_at(deadline, &mut response).await {
+                Ok(result) => return result.map_err(|err| UpstreamError::of(&self.url, &err)),
+                Err(_) if deadline < progress.last_sent() + self.timeout => {}
+                Err(_) => return Err(UpstreamError::ResponseTimeout { within: self.timeout }),
             }
         }
     }
 }
 
-type Failed = hyper_util::client::legacy::Error;
+type ClientError = hyper_util::client::legacy::Error;
 
-fn word(c: char) -> bool {
+fn is_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-._".contains(c)
 }
 
-fn is_stream(headers: &header::HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    kind.and_then(|kind| kind.split(';').next())
-        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+fn is_event_stream(headers: &header::HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = value.and_then(|value| value.split(';').next());
+    media_type.is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
-/// Why the old server gave no answer.
+/// Why there is no response of the upstream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
-    /// It takes no connection.
-    #[error("legacy.upstream {url} cannot be reached: {reason}")]
+    /// The connection was refused or failed.
+    #[error("legacy.upstream {url} is unreachable: {reason}")]
     Unreachable {
-        /// Where.
+        /// The upstream.
         url: String,
-        /// Why.
+        /// The innermost cause.
         reason: String,
     },
-    /// No connection in time.
-    #[error("legacy.upstream {url} took no connection within legacy.connect_timeout")]
-    Slow {
-        /// Where.
+    /// Connecting took longer than `legacy.connect_timeout`.
+    #[error("legacy.upstream {url} did not connect within legacy.connect_timeout")]
+    ConnectTimeout {
+        /// The upstream.
         url: String,
     },
-    /// A connection, but no answer in time.
-    #[error("legacy.upstream did not answer within legacy.timeout = {within:?}")]
-    Silent {
-        /// How long it was waited for.
+    /// The response head took longer than `legacy.timeout`.
+    #[error("legacy.upstream did not respond within legacy.timeout = {within:?}")]
+    ResponseTimeout {
+        /// `legacy.timeout`.
         within: Duration,
     },
-    /// It broke off, or its answer is none.
-    #[error("legacy.upstream did not answer as a web server would: {reason}")]
+    /// The connection broke, or the response is not valid HTTP.
+    #[error("legacy.upstream sent no valid HTTP response: {reason}")]
     Broken {
-        /// Why.
+        /// The innermost cause.
         reason: String,
     },
-    /// It leads back here.
-    #[error("legacy.upstream {url} leads back to this gateway: name the old server")]
+    /// The request has been forwarded by this node before.
+    #[error("legacy.upstream {url} leads back to this gateway: set the legacy server's URL")]
     Loop {
-        /// Where.
+        /// The upstream.
         url: String,
     },
-    /// As many as may be are with it.
-    #[error("as many requests as legacy.requests allows are with the old server")]
+    /// As many requests as `legacy.requests` are in progress.
+    #[error("legacy.requests concurrent upstream requests reached: try again later")]
     Full,
 }
 
 impl UpstreamError {
-    fn of(url: &UpstreamUrl, err: &Failed) -> Self {
+    fn of(url: &UpstreamUrl, err: &ClientError) -> Self {
         let first: Option<&(dyn std::error::Error + 'static)> = err.source();
         let causes = std::iter::successors(first, |&err| err.source());
-        let late = |err: &(dyn std::error::Error + 'static)| {
+        let is_timeout = |err: &(dyn std::error::Error + 'static)| {
             err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::TimedOut)
         };
         let reason = causes.clone().last().map_or_else(|| err.to_string(), ToString::to_string);
         match err.is_connect() {
-            true if causes.clone().any(late) => Self::Slow { url: url.to_string() },
+            true if causes.clone().any(is_timeout) => Self::ConnectTimeout { url: url.to_string() },
             true => Self::Unreachable { url: url.to_string(), reason },
             false => Self::Broken { reason },
         }
     }
 
-    /// As metrics call it.
+    /// The value of the label `answer` in `legacy_upstream`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",
-            Self::Slow { .. } | Self::Silent { .. } => "timeout",
+            Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } => "timeout",
             Self::Broken { .. } => "broken",
             Self::Loop { .. } => "loop",
             Self::Full => "full",
@@ -321,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_a_scheme_and_a_host_and_nothing_else() {
+    fn an_upstream_url_has_a_scheme_and_a_host_only() {
         for url in ["http://127.0.0.1:3000", "https://old.example.com", "http://[::1]:80"] {
             assert_eq!(url.parse::<UpstreamUrl>().unwrap().to_string(), url);
         }

@@ -1,23 +1,23 @@
-//! Taking over from an old system: its server behind the gateway, its publishers taken in, its
-//! addresses served, both compared.
+//! Migration from a legacy system: reverse proxy, Redis ingest, routes served from the logs, shadow
+//! comparison.
 
-mod hand_over;
+mod ingest;
+mod ingest_failover;
 mod routes;
 mod shadow;
-mod take_in;
 mod upstream;
 
 use crossfade::{
     config::Config,
-    legacy::{Backend, RouteConfig, TakeInConfig},
+    legacy::{Backend, IngestConfig, RouteConfig},
 };
 
-use crate::support::{legacy_server::OldServer, redis::PrivateRedis};
+use crate::support::{legacy_server::LegacyServer, redis::PrivateRedis};
 
-/// `/stream/{room}` of the old server, on this side.
-fn placed(config: &mut Config, old: &OldServer, side: Backend) {
-    config.legacy.upstream = Some(old.url.parse().unwrap());
-    config.legacy.side = side;
+/// Configures the upstream and a route for its `/stream/{room}`, served by this backend.
+fn with_route(config: &mut Config, server: &LegacyServer, backend: Backend) {
+    config.legacy.upstream = Some(server.url.parse().unwrap());
+    config.legacy.side = backend;
     config.legacy.route = vec![route("/stream/{room}", &["room:{room}"])];
 }
 
@@ -29,8 +29,8 @@ fn route(path: &str, channels: &[&str]) -> RouteConfig {
     }
 }
 
-/// Takes in `room.*` of this Redis; `more` is the rest of the section.
-fn taking(redis: &PrivateRedis, more: &str) -> TakeInConfig {
+/// Ingest of `room.*` from this Redis; `more` is appended to the section.
+fn ingest_config(redis: &PrivateRedis, more: &str) -> IngestConfig {
     let url = &redis.0.url;
     let mapping = "patterns = [\"room.*\"]\nchannel = \"room:{1}\"";
     toml::from_str(&format!("url = \"{url}\"\n{mapping}\n{more}")).unwrap()

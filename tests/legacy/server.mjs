@@ -1,7 +1,7 @@
-// The old system of the tests: a hand-made SSE server as teams have them, fed by Redis SUBSCRIBE, with a
-// page that uses a plain EventSource. It knows nothing of the gateway, and is never changed for it.
+// Legacy system for tests: a minimal SSE server fed by Redis SUBSCRIBE, with a page that uses a plain
+// EventSource. It knows nothing of the gateway and is never changed for it.
 //
-//   node server.mjs --redis PORT-OR-SOCKET [--port N] [--tls CERT KEY]     says "listening PORT"
+//   node server.mjs --redis PORT-OR-SOCKET [--port N] [--tls CERT KEY]     prints "listening PORT"
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createServer as createTlsServer } from "node:https";
@@ -23,32 +23,33 @@ const page = `<!doctype html><title>Room 42</title><ul></ul><script>
   };
 </script>`;
 
-// Who listens to which Redis channel.
-const rooms = new Map();
-const redis = subscribe(argument("--redis"));
+// Senders of the open streams, by Redis channel.
+const subscribers = new Map();
+const redis = connectRedis(argument("--redis"));
 
-function subscribe(place) {
-  if (!place) return undefined;
-  const socket = /^\d+$/.test(place) ? net.connect(Number(place), "127.0.0.1") : net.connect(place);
+function connectRedis(address) {
+  if (!address) return undefined;
+  const isPort = /^\d+$/.test(address);
+  const socket = isPort ? net.connect(Number(address), "127.0.0.1") : net.connect(address);
   let buffer = Buffer.alloc(0);
-  socket.on("data", (piece) => {
-    buffer = Buffer.concat([buffer, piece]);
-    for (let taken = take(buffer); taken; taken = take(buffer)) {
-      buffer = buffer.subarray(taken.length);
-      const [kind, channel, payload] = taken.words;
-      if (kind === "message") for (const send of rooms.get(channel) ?? []) send(payload);
+  socket.on("data", (chunk) => {
+    buffer = Buffer.concat([buffer, chunk]);
+    for (let reply = parseArray(buffer); reply; reply = parseArray(buffer)) {
+      buffer = buffer.subarray(reply.length);
+      const [kind, channel, payload] = reply.items;
+      if (kind === "message") for (const send of subscribers.get(channel) ?? []) send(payload);
     }
   });
   socket.on("error", () => process.exit(1));
-  const say = (...words) =>
+  const command = (...args) =>
     socket.write(
-      `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(word)}\r\n${word}\r\n`).join("")}`,
+      `*${args.length}\r\n${args.map((arg) => `$${Buffer.byteLength(arg)}\r\n${arg}\r\n`).join("")}`,
     );
-  return { hear: (channel) => say("SUBSCRIBE", channel) };
+  return { subscribe: (channel) => command("SUBSCRIBE", channel) };
 }
 
-// One array of Redis's protocol, if all of it is there.
-function take(buffer) {
+// Parses one RESP array, if it is complete.
+function parseArray(buffer) {
   const line = (from) => {
     const end = buffer.indexOf("\r\n", from);
     return end < 0 ? undefined : [buffer.toString("utf8", from, end), end + 2];
@@ -56,7 +57,7 @@ function take(buffer) {
   const head = line(0);
   if (!head) return undefined;
   let at = head[1];
-  const words = [];
+  const items = [];
   for (let n = 0; n < Number(head[0].slice(1)); n++) {
     const item = line(at);
     if (!item) return undefined;
@@ -64,11 +65,11 @@ function take(buffer) {
     if (item[0][0] === "$") {
       const length = Number(item[0].slice(1));
       if (buffer.length < at + length + 2) return undefined;
-      words.push(buffer.toString("utf8", at, at + length));
+      items.push(buffer.toString("utf8", at, at + length));
       at += length + 2;
-    } else words.push(item[0].slice(1));
+    } else items.push(item[0].slice(1));
   }
-  return { words, length: at };
+  return { items, length: at };
 }
 
 let open = 0;
@@ -85,30 +86,30 @@ function stream(request, response, room) {
     const lines = payload.split("\n").map((text) => `data: ${text}\n`);
     response.write(`${id ? `id: ${id}\n` : ""}${lines.join("")}\n`);
   };
-  if (!rooms.has(channel)) {
-    rooms.set(channel, new Set());
-    redis?.hear(channel);
+  if (!subscribers.has(channel)) {
+    subscribers.set(channel, new Set());
+    redis?.subscribe(channel);
   }
-  rooms.get(channel).add(send);
+  subscribers.get(channel).add(send);
   open += 1;
   request.on("close", () => {
-    rooms.get(channel).delete(send);
+    subscribers.get(channel).delete(send);
     open -= 1;
   });
 }
 
-function answer(request, response) {
+function handle(request, response) {
   const { pathname } = new URL(request.url, "http://x");
   const [, first, second] = pathname.split("/");
   if (first === "stream") return stream(request, response, second);
   if (first === "") return response.setHeader("content-type", "text/html").end(page);
   if (first === "open") return response.end(String(open));
-  // An event that no publisher sent.
-  if (first === "say") {
-    let said = "";
-    request.on("data", (piece) => (said += piece));
+  // Sends an event that was not PUBLISHed.
+  if (first === "emit") {
+    let payload = "";
+    request.on("data", (chunk) => (payload += chunk));
     request.on("end", () => {
-      for (const send of rooms.get(`room.${second}`) ?? []) send(said);
+      for (const send of subscribers.get(`room.${second}`) ?? []) send(payload);
       response.end();
     });
     return undefined;
@@ -120,7 +121,7 @@ function answer(request, response) {
     response.setHeader("x-hop", "1");
     return response.end(JSON.stringify({ method, url, headers, rawHeaders: request.rawHeaders }));
   }
-  // Each piece comes back as soon as it is there.
+  // Echoes each chunk of the body at once.
   if (first === "mirror") {
     response.writeHead(200, { "content-type": "application/octet-stream" });
     response.flushHeaders();
@@ -132,21 +133,21 @@ function answer(request, response) {
     return response.write("half", () => request.socket.destroy());
   }
   response.statusCode = 404;
-  return response.end("the old server knows nothing of that\n");
+  return response.end("not found on the legacy server\n");
 }
 
 const tls = argument("--tls");
 const server = tls
-  ? createTlsServer({ cert: readFileSync(tls), key: readFileSync(argument("--tls", 2)) }, answer)
-  : createServer(answer);
-// A WebSocket, as far as a proxy is concerned: a handshake, then bytes both ways.
+  ? createTlsServer({ cert: readFileSync(tls), key: readFileSync(argument("--tls", 2)) }, handle)
+  : createServer(handle);
+// A WebSocket as far as a proxy is concerned: a handshake, then echoed bytes.
 server.on("upgrade", (request, socket) => {
   socket.write("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
   open += 1;
   socket.on("close", () => (open -= 1));
   socket.on("error", () => {});
   socket.on("end", () => socket.end());
-  socket.on("data", (piece) => socket.write(piece));
+  socket.on("data", (chunk) => socket.write(chunk));
 });
 server.listen(Number(argument("--port") ?? 0), "127.0.0.1", () =>
   console.log(`listening ${server.address().port}`),

@@ -1,9 +1,12 @@
-//! Which message is which, and what is not known to be in the logs yet. Pure.
+//! Numbering and backlog of received Pub/Sub messages. Pure.
 //!
-//! A mark begins a new count; a message is the n-th of its channel behind a mark. Every node that
-//! heard the mark and everything since counts alike, so the id made of both, and of the content, is
-//! the same on all of them; two equal payloads in a row are two messages. A node that has not heard
-//! a mark yet, or not everything since, cannot tell, and keeps nothing.
+//! A mark resets the count; a message is the n-th of its Redis channel after a mark. Every node that
+//! received the mark and everything since counts alike, so an id derived from both and from the
+//! payload is the same on all of them, and two equal payloads are two messages. A node that has not
+//! received a mark yet, or not everything since, cannot number messages and queues none.
+//!
+//! The backlog keeps, in order of arrival, the messages and marks that are not known to be in the
+//! logs. Entries have sequence numbers that are local to this node.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,11 +18,11 @@ use bytes::Bytes;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::TakeInConfig;
+use super::IngestConfig;
 use crate::{
     broker::Publication,
     legacy::{
-        Bounds, JsonPath,
+        GatewaySettings, JsonPath,
         pattern::{Glob, Template},
     },
     protocol::{
@@ -28,308 +31,327 @@ use crate::{
     },
 };
 
-/// What a message of a Redis channel becomes.
+/// Maps messages of Redis channels to publications.
 #[derive(Debug)]
-pub(super) struct Ingest {
+pub(super) struct MessageMapper {
     patterns: Vec<Glob>,
     channel: Template,
     id: Option<JsonPath>,
     name: Option<JsonPath>,
-    bounds: Bounds,
-    marks: String,
+    settings: GatewaySettings,
+    marks_channel: String,
     backlog_bytes: usize,
 }
 
-impl Ingest {
-    pub(super) fn new(config: &TakeInConfig, bounds: Bounds) -> Self {
+impl MessageMapper {
+    pub(super) fn new(config: &IngestConfig, settings: GatewaySettings) -> Self {
         Self {
             patterns: config.patterns.clone(),
             channel: config.channel.clone(),
             id: config.id.clone(),
             name: config.name.clone(),
-            bounds,
-            marks: format!("{}:marks", config.prefix),
+            settings,
+            marks_channel: format!("{}:marks", config.prefix),
             backlog_bytes: config.backlog_bytes,
         }
     }
 
-    /// Whether a name is one of the gateway's own channels in Redis.
-    fn is_ours(&self, name: &str) -> bool {
-        let bell = |prefix: &String| {
+    /// Whether a Redis channel is used by the gateway itself: the marks channel, or one of the
+    /// broker's.
+    fn is_gateway_channel(&self, name: &str) -> bool {
+        let is_broker_channel = |prefix: &String| {
             let rest = name.strip_prefix(&**prefix);
             rest.is_some_and(|rest| rest.starts_with(":{"))
         };
-        name == self.marks || self.bounds.bells.as_ref().is_some_and(bell)
+        name == self.marks_channel
+            || self.settings.broker_prefix.as_ref().is_some_and(is_broker_channel)
     }
 
-    fn target(&self, pattern: &str, name: &str) -> Result<Channel, Verdict> {
-        if self.is_ours(name) {
-            return Err(Verdict::NotMeant);
+    fn map_channel(&self, pattern: &str, name: &str) -> Result<Channel, MessageOutcome> {
+        if self.is_gateway_channel(name) {
+            return Err(MessageOutcome::Ignored);
         }
-        // Redis says a message once for each pattern that it fits.
-        let mut fitting = self.patterns.iter().filter_map(|p| Some((p, p.captures(name)?)));
-        let Some((_, captures)) = fitting.next().filter(|(first, _)| first.as_str() == pattern)
+        // Redis delivers a message once per matching pattern: only the first pattern counts.
+        let mut matching = self.patterns.iter().filter_map(|p| Some((p, p.captures(name)?)));
+        let Some((_, captures)) = matching.next().filter(|(first, _)| first.as_str() == pattern)
         else {
-            return Err(Verdict::NotMeant);
+            return Err(MessageOutcome::Ignored);
         };
-        let target = self.channel.fill(&captures).map_err(|_| Verdict::Refused("channel"))?;
-        target.parse().map_err(|_| Verdict::Refused("channel"))
+        let channel =
+            self.channel.fill(&captures).map_err(|_| MessageOutcome::Refused("channel"))?;
+        channel.parse().map_err(|_| MessageOutcome::Refused("channel"))
     }
 
-    /// `number` is made of what nobody but the hearers of this message knows.
-    fn draft(&self, number: &[u8], payload: &[u8]) -> Result<Draft, Verdict> {
-        if self.bounds.event_bytes < payload.len() {
-            return Err(Verdict::Refused("size"));
+    /// `number` identifies the message. It contains a mark, so only nodes that received the message
+    /// can derive its id.
+    fn draft(&self, number: &[u8], payload: &[u8]) -> Result<Draft, MessageOutcome> {
+        if self.settings.event_bytes < payload.len() {
+            return Err(MessageOutcome::Refused("size"));
         }
         let text = String::from_utf8_lossy(payload);
         let parsed = serde_json::from_str::<Value>(&text).ok();
-        let at = |path: &Option<JsonPath>| path.as_ref()?.find(parsed.as_ref()?);
-        let given = at(&self.id).and_then(|id| id.parse().ok());
-        let made = || {
+        let find = |path: &Option<JsonPath>| path.as_ref()?.find(parsed.as_ref()?);
+        let publisher_id = find(&self.id).and_then(|id| id.parse().ok());
+        let derived_id = || {
             let digest = Sha256::new().chain_update(number).chain_update(payload).finalize();
-            let kind = if parsed.is_some() { MADE_ID } else { TEXT_ID };
-            let id = format!("{kind}{}", BASE64_URL_SAFE_NO_PAD.encode(&digest[..16]));
-            id.parse::<MessageId>().map_err(|_| Verdict::Refused("id"))
+            let prefix = if parsed.is_some() { MADE_ID } else { TEXT_ID };
+            let id = format!("{prefix}{}", BASE64_URL_SAFE_NO_PAD.encode(&digest[..16]));
+            id.parse::<MessageId>().map_err(|_| MessageOutcome::Refused("id"))
         };
-        let id = given.map_or_else(made, Ok)?;
-        let name = at(&self.name).and_then(|name| name.parse().ok());
+        let id = publisher_id.map_or_else(derived_id, Ok)?;
+        let name = find(&self.name).and_then(|name| name.parse().ok());
         Ok(Draft { id, name, data: Data::lenient(&text) })
     }
 }
 
-/// What became of a message that was heard.
+/// The outcome of a received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is in the backlog.
-    Kept,
-    /// A node PUBLISHed it itself.
-    Copy,
-    /// It is the same as one heard for another pattern, or the gateway's own.
-    NotMeant,
-    /// It came before the first mark.
-    Unnumbered,
-    /// It can be no event: `channel` or `size`.
+pub(super) enum MessageOutcome {
+    /// It was added to the backlog.
+    Queued,
+    /// A gateway node republished it, so it is in the logs already.
+    Republished,
+    /// It was delivered for another pattern as well, or belongs to a channel of the gateway itself.
+    Ignored,
+    /// It arrived before the first mark.
+    TooEarly,
+    /// It cannot become an event: `channel`, `size` or `id`.
     Refused(&'static str),
 }
 
-/// What the holder says of itself with a mark; nothing with a mark of another node's.
+/// What the lease holder reports with its marks; empty in the marks of other nodes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Holder<'a> {
-    /// Everything before this mark that it heard is in the logs.
-    pub(super) done: Option<&'a str>,
-    /// It heard everything since this one.
+pub(super) struct HolderProgress<'a> {
+    /// Everything that the holder received before this mark is in the logs.
+    pub(super) written: Option<&'a str>,
+    /// The holder has received everything since this mark.
     pub(super) since: Option<&'a str>,
 }
 
-/// What was heard, in order.
+/// Numbers messages and keeps those not known to be in the logs.
 #[derive(Debug)]
 pub(super) struct MessageSequence {
-    taking: Ingest,
+    mapper: MessageMapper,
+    /// The latest mark; messages are counted from it.
     mark: Option<Arc<str>>,
-    /// The first mark since which everything was heard.
+    /// The first mark since which everything was received.
     since: Option<Arc<str>>,
-    /// What was heard before this number, the holder did not hear: it is for this node to write.
-    orphans: u64,
+    /// The holder did not receive entries before this sequence number, so this node writes them.
+    holder_missed: u64,
+    /// Messages since the latest mark, by Redis channel.
     counts: HashMap<Bytes, u64>,
-    /// The next message of this channel is a copy.
-    copied: Option<Bytes>,
-    backlog: VecDeque<Heard>,
+    /// The next message on this Redis channel was republished by a node.
+    republished: Option<Bytes>,
+    backlog: VecDeque<BacklogEntry>,
     bytes: usize,
     messages: usize,
-    /// The number of the first of the backlog, of all that was heard.
+    /// Sequence number of the oldest entry of the backlog.
     first: u64,
-    /// Everything before this mark is in the logs.
-    done: Option<Arc<str>>,
-    overflown: u64,
+    /// The last mark before which everything is in the logs.
+    written: Option<Arc<str>>,
+    dropped: u64,
 }
 
 #[derive(Debug)]
-enum Heard {
+enum BacklogEntry {
     Mark(Arc<str>),
     Message(Publication),
 }
 
-impl Heard {
+impl BacklogEntry {
     fn is_message(&self) -> bool {
         matches!(self, Self::Message(_))
     }
 
-    fn weight(&self) -> usize {
-        const SELF: usize = size_of::<Heard>();
+    /// Approximate memory, in bytes.
+    fn size(&self) -> usize {
+        const ENTRY: usize = size_of::<BacklogEntry>();
         match self {
-            Self::Mark(mark) => SELF + mark.len(),
-            Self::Message(Publication { draft, .. }) => SELF + 64 + draft.data.len(),
+            Self::Mark(mark) => ENTRY + mark.len(),
+            Self::Message(Publication { draft, .. }) => ENTRY + 64 + draft.data.len(),
         }
     }
 }
 
 impl MessageSequence {
-    pub(super) fn new(taking: Ingest) -> Self {
+    pub(super) fn new(mapper: MessageMapper) -> Self {
         Self {
-            taking,
+            mapper,
             mark: None,
             since: None,
-            orphans: 0,
+            holder_missed: 0,
             counts: HashMap::new(),
-            copied: None,
+            republished: None,
             backlog: VecDeque::new(),
             bytes: 0,
             messages: 0,
             first: 0,
-            done: None,
-            overflown: 0,
+            written: None,
+            dropped: 0,
         }
     }
 
-    /// A node's mark was heard.
-    pub(super) fn mark(&mut self, mark: &str, holder: Holder<'_>) {
+    /// Processes a mark: restarts the count and discards what the holder has written.
+    pub(super) fn mark(&mut self, mark: &str, holder: HolderProgress<'_>) {
         let mark: Arc<str> = mark.into();
         self.counts.clear();
-        self.copied = None;
+        self.republished = None;
         self.mark = Some(Arc::clone(&mark));
         self.since.get_or_insert_with(|| Arc::clone(&mark));
-        self.keep(Heard::Mark(mark));
-        let heard_since = holder.since.and_then(|since| self.place_of(since));
-        let upto = heard_since.unwrap_or(self.first);
-        let before = self.backlog.iter().take(usize::try_from(upto - self.first).unwrap_or(0));
-        if before.clone().any(Heard::is_message) {
-            self.orphans = upto;
+        self.push(BacklogEntry::Mark(mark));
+        let holder_since = holder.since.and_then(|since| self.position_of(since));
+        let end = holder_since.unwrap_or(self.first);
+        let missed = self.backlog.iter().take(usize::try_from(end - self.first).unwrap_or(0));
+        if missed.clone().any(BacklogEntry::is_message) {
+            self.holder_missed = end;
             return;
         }
-        if let Some(place) = holder.done.and_then(|done| self.place_of(done)) {
-            self.written(place);
+        if let Some(end) = holder.written.and_then(|written| self.position_of(written)) {
+            self.discard_written(end);
         }
     }
 
-    /// The number of a mark, if it is in the backlog.
-    fn place_of(&self, mark: &str) -> Option<u64> {
-        let is = |heard: &Heard| matches!(heard, Heard::Mark(found) if **found == *mark);
-        self.backlog.iter().position(is).map(|at| self.first + at as u64)
+    /// The sequence number of a mark, if it is in the backlog.
+    fn position_of(&self, mark: &str) -> Option<u64> {
+        let is_mark =
+            |entry: &BacklogEntry| matches!(entry, BacklogEntry::Mark(other) if **other == *mark);
+        self.backlog.iter().position(is_mark).map(|at| self.first + at as u64)
     }
 
-    /// The next message of this channel is one that a node PUBLISHed itself.
-    pub(super) fn copied(&mut self, channel: Bytes) {
-        self.copied = Some(channel);
+    /// Announces that the next message on this Redis channel was republished by a node.
+    pub(super) fn expect_republished(&mut self, channel: Bytes) {
+        self.republished = Some(channel);
     }
 
-    /// A message was heard, for a pattern.
-    pub(super) fn message(&mut self, pattern: &[u8], channel: Bytes, payload: &[u8]) -> Verdict {
-        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Verdict::Refused("channel"));
-        let target = match (text(pattern), text(&channel)) {
-            (Ok(pattern), Ok(name)) => self.taking.target(pattern, name),
-            (Err(verdict), _) | (_, Err(verdict)) => Err(verdict),
+    /// Processes a message that Redis delivered for a pattern.
+    pub(super) fn message(
+        &mut self,
+        pattern: &[u8],
+        channel: Bytes,
+        payload: &[u8],
+    ) -> MessageOutcome {
+        let utf8 =
+            |bytes| std::str::from_utf8(bytes).map_err(|_| MessageOutcome::Refused("channel"));
+        let target = match (utf8(pattern), utf8(&channel)) {
+            (Ok(pattern), Ok(name)) => self.mapper.map_channel(pattern, name),
+            (Err(outcome), _) | (_, Err(outcome)) => Err(outcome),
         };
-        if target == Err(Verdict::NotMeant) {
-            return Verdict::NotMeant;
+        if target == Err(MessageOutcome::Ignored) {
+            return MessageOutcome::Ignored;
         }
-        if self.copied.take().as_ref() == Some(&channel) {
-            return Verdict::Copy;
+        if self.republished.take().as_ref() == Some(&channel) {
+            return MessageOutcome::Republished;
         }
-        let Some(mark) = &self.mark else { return Verdict::Unnumbered };
+        let Some(mark) = &self.mark else { return MessageOutcome::TooEarly };
         let count = self.counts.entry(channel.clone()).or_default();
         *count += 1;
         let number = [mark.as_bytes(), &channel, &count.to_be_bytes()].join(&b'\n');
         let publication = target.and_then(|channel| {
-            let draft = self.taking.draft(&number, payload)?;
+            let draft = self.mapper.draft(&number, payload)?;
             Ok(Publication { channel, draft })
         });
         match publication {
-            Ok(publication) => self.keep(Heard::Message(publication)),
-            Err(verdict) => return verdict,
+            Ok(publication) => self.push(BacklogEntry::Message(publication)),
+            Err(outcome) => return outcome,
         }
-        Verdict::Kept
+        MessageOutcome::Queued
     }
 
-    /// Listening was interrupted: the count is lost until the next mark.
+    /// Records that the subscription broke: messages cannot be numbered until the next mark.
     pub(super) fn interrupted(&mut self) {
         self.mark = None;
         self.since = None;
         self.counts.clear();
-        self.copied = None;
+        self.republished = None;
     }
 
-    /// The oldest messages that are not known to be in the logs and are for this node to write, at
-    /// most so many, and what to say to [`written`](Self::written) once they are.
-    pub(super) fn next(&mut self, most: usize, holds: bool) -> (u64, Vec<Publication>) {
-        let end = if holds { u64::MAX } else { self.orphans };
-        while self.first < end
-            && let Some(Heard::Mark(_)) = self.backlog.front()
+    /// Up to `limit` of the oldest messages that this node has to write, and the sequence number to
+    /// pass to [`discard_written`](Self::discard_written) once they are written. Without the lease,
+    /// only messages that the holder did not receive.
+    pub(super) fn next_batch(
+        &mut self,
+        limit: usize,
+        holds_lease: bool,
+    ) -> (u64, Vec<Publication>) {
+        let writable_end = if holds_lease { u64::MAX } else { self.holder_missed };
+        while self.first < writable_end
+            && let Some(BacklogEntry::Mark(_)) = self.backlog.front()
         {
-            self.written(self.first + 1);
+            self.discard_written(self.first + 1);
         }
         let mut batch = Vec::new();
-        let mut upto = self.first;
-        for heard in &self.backlog {
-            match heard {
-                _ if upto == end => break,
-                Heard::Message(_) if batch.len() == most => break,
-                Heard::Message(publication) => batch.push(publication.clone()),
-                Heard::Mark(_) => {}
+        let mut end = self.first;
+        for entry in &self.backlog {
+            match entry {
+                _ if end == writable_end => break,
+                BacklogEntry::Message(_) if batch.len() == limit => break,
+                BacklogEntry::Message(publication) => batch.push(publication.clone()),
+                BacklogEntry::Mark(_) => {}
             }
-            upto += 1;
+            end += 1;
         }
-        (upto, batch)
+        (end, batch)
     }
 
-    /// What was heard before this number is in the logs.
-    pub(super) fn written(&mut self, upto: u64) {
-        while self.first < upto
-            && let Some(heard) = self.pop()
+    /// Discards entries before a sequence number: they are in the logs.
+    pub(super) fn discard_written(&mut self, end: u64) {
+        while self.first < end
+            && let Some(entry) = self.pop()
         {
-            if let Heard::Mark(mark) = heard {
-                self.done = Some(mark);
+            if let BacklogEntry::Mark(mark) = entry {
+                self.written = Some(mark);
             }
         }
     }
 
     /// The last mark before which everything is in the logs.
-    pub(super) fn done(&self) -> Option<&Arc<str>> {
-        self.done.as_ref()
+    pub(super) fn written_mark(&self) -> Option<&Arc<str>> {
+        self.written.as_ref()
     }
 
-    /// The number of the first that is not known to be in the logs.
-    pub(super) fn begin(&self) -> u64 {
+    /// The sequence number of the oldest entry that is not known to be in the logs.
+    pub(super) fn first(&self) -> u64 {
         self.first
     }
 
-    /// The number behind the last message.
+    /// The sequence number after the newest message.
     pub(super) fn end(&self) -> u64 {
-        let last = self.backlog.iter().rposition(Heard::is_message);
+        let last = self.backlog.iter().rposition(BacklogEntry::is_message);
         last.map_or(self.first, |last| self.first + last as u64 + 1)
     }
 
-    /// The first mark since which everything was heard.
-    pub(super) fn since(&self) -> Option<&Arc<str>> {
+    /// The first mark since which everything was received.
+    pub(super) fn since_mark(&self) -> Option<&Arc<str>> {
         self.since.as_ref()
     }
 
-    /// How many messages wait.
+    /// The number of messages in the backlog.
     pub(super) fn len(&self) -> usize {
         self.messages
     }
 
-    /// How many messages were dropped since this was asked last, because too much waits.
-    pub(super) fn overflown(&mut self) -> u64 {
-        std::mem::take(&mut self.overflown)
+    /// The number of messages dropped because of `backlog_bytes` since the last call.
+    pub(super) fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
-    fn keep(&mut self, heard: Heard) {
-        self.bytes += heard.weight();
-        self.messages += usize::from(heard.is_message());
-        self.backlog.push_back(heard);
-        while self.taking.backlog_bytes < self.bytes
+    fn push(&mut self, entry: BacklogEntry) {
+        self.bytes += entry.size();
+        self.messages += usize::from(entry.is_message());
+        self.backlog.push_back(entry);
+        while self.mapper.backlog_bytes < self.bytes
             && let Some(oldest) = self.pop()
         {
-            self.overflown += u64::from(oldest.is_message());
+            self.dropped += u64::from(oldest.is_message());
         }
     }
 
-    fn pop(&mut self) -> Option<Heard> {
-        let heard = self.backlog.pop_front()?;
+    fn pop(&mut self) -> Option<BacklogEntry> {
+        let entry = self.backlog.pop_front()?;
         self.first += 1;
-        self.bytes -= heard.weight();
-        self.messages -= usize::from(heard.is_message());
-        Some(heard)
+        self.bytes -= entry.size();
+        self.messages -= usize::from(entry.is_message());
+        Some(entry)
     }
 }
 

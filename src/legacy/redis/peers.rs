@@ -1,82 +1,82 @@
-//! Which nodes are there, by the marks that are heard of them, and whether this one may try for the
-//! lease. Pure: the time is handed in.
+//! The nodes that ingest from the same Redis, as seen in their marks, and whether this node may try
+//! to take the lease. Pure: the time is passed in.
 //!
-//! One that has just come has not heard what others may still have to write: they go first.
+//! A node that has just started has not received messages that longer-running nodes may still have to
+//! write, so those go first.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// What stands in a mark for nothing.
-pub(super) const NOTHING: &str = "-";
+/// Stands for a field without a value in a mark.
+pub(super) const ABSENT: &str = "-";
 
-/// Nodes of which marks are remembered.
-const NODES: usize = 1000;
+/// Limit of peers that are tracked.
+const PEERS_MAX: usize = 1000;
 
-/// The nodes that hear the old channels.
+/// This node's own reception and the other nodes that send marks.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    /// Since when this node hears, and when it last heard itself.
-    itself: Option<(Instant, Instant)>,
-    others: HashMap<String, Other>,
+    /// When this node's own marks were first and last received; none while disconnected.
+    own_marks: Option<(Instant, Instant)>,
+    others: HashMap<String, Peer>,
     joined: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Other {
-    /// When a mark of its was heard last.
-    last: Instant,
-    /// For how long it had heard everything by then.
-    age: Duration,
+struct Peer {
+    last_mark: Instant,
+    /// For how long the peer had received everything when it sent the mark.
+    uptime: Duration,
 }
 
 impl Peers {
-    /// A mark of this node's own was heard.
-    pub(super) fn heard_itself(&mut self, now: Instant) {
-        self.itself = Some((self.itself.map_or(now, |(since, _)| since), now));
+    /// Records a mark of this node.
+    pub(super) fn own_mark_received(&mut self, now: Instant) {
+        self.own_marks = Some((self.own_marks.map_or(now, |(first, _)| first), now));
         self.joined = true;
     }
 
-    /// A mark of another node was heard, which has heard everything for as long as that.
-    pub(super) fn heard(&mut self, token: &str, age: Duration, now: Instant) {
-        if self.others.len() < NODES || self.others.contains_key(token) {
-            self.others.insert(token.to_owned(), Other { last: now, age });
+    /// Records a mark of another node; `uptime` is for how long that node has received everything.
+    pub(super) fn peer_mark_received(&mut self, token: &str, uptime: Duration, now: Instant) {
+        if self.others.len() < PEERS_MAX || self.others.contains_key(token) {
+            self.others.insert(token.to_owned(), Peer { last_mark: now, uptime });
         }
     }
 
-    /// For how long this node has heard everything.
-    pub(super) fn age(&self, now: Instant) -> Duration {
-        self.itself.map_or(Duration::ZERO, |(since, _)| now - since)
+    /// For how long this node has received everything.
+    pub(super) fn receiving_for(&self, now: Instant) -> Duration {
+        self.own_marks.map_or(Duration::ZERO, |(first, _)| now - first)
     }
 
-    /// A node said goodbye; it has written what it had to.
-    pub(super) fn left(&mut self, token: &str) {
+    /// Removes a node that said goodbye: it has written what it received.
+    pub(super) fn remove(&mut self, token: &str) {
         self.others.remove(token);
     }
 
-    /// This node hears nothing any more. Whether it did.
-    pub(super) fn deaf(&mut self) -> bool {
-        self.itself.take().is_some()
+    /// Records that this node's subscription broke, and returns whether it was receiving before.
+    pub(super) fn disconnected(&mut self) -> bool {
+        self.own_marks.take().is_some()
     }
 
-    /// It heard everything at least once.
+    /// Whether this node has ever received its own mark.
     pub(super) fn has_joined(&self) -> bool {
         self.joined
     }
 
-    /// It hears everything at the moment.
-    pub(super) fn hears(&self, lease: Duration, now: Instant) -> bool {
-        self.itself.is_some_and(|(_, last)| now < last + lease / 2)
+    /// Whether this node's own marks arrive: the last one within half a lease.
+    pub(super) fn is_receiving(&self, lease: Duration, now: Instant) -> bool {
+        self.own_marks.is_some_and(|(_, last)| now < last + lease / 2)
     }
 
-    /// It may try for the lease: it has heard for so long that nobody has older messages to write, or
-    /// none of the others has heard for longer.
-    pub(super) fn may_try(&mut self, lease: Duration, now: Instant) -> bool {
-        self.others.retain(|_, other| now < other.last + lease);
-        let age = self.age(now);
-        let older = |other: &Other| age < other.age + (now - other.last);
-        let patience = if self.others.values().any(older) { lease } else { lease / 3 };
-        self.hears(lease, now) && patience <= age
+    /// Whether this node may try to take the lease: it has received everything for a third of a
+    /// lease, or for a whole lease where another node has received for longer.
+    pub(super) fn may_acquire(&mut self, lease: Duration, now: Instant) -> bool {
+        self.others.retain(|_, peer| now < peer.last_mark + lease);
+        let own = self.receiving_for(now);
+        let is_longer = |peer: &Peer| own < peer.uptime + (now - peer.last_mark);
+        let required = if self.others.values().any(is_longer) { lease } else { lease / 3 };
+        self.is_receiving(lease, now) && required <= own
     }
 }
 
@@ -86,38 +86,39 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(3);
 
-    /// Hears for so many marks, and another one that has heard for as much longer.
-    fn together(ticks: u32, longer: Duration) -> (Peers, Instant) {
-        let mut company = Peers::default();
+    /// State after `ticks` marks of this node and of a peer that has received for `longer`.
+    fn with_peer(ticks: u32, longer: Duration) -> (Peers, Instant) {
+        let mut peers = Peers::default();
         let begin = Instant::now();
         for tick in 0..=ticks {
-            let passed = LEASE / 6 * tick;
-            company.heard_itself(begin + passed);
-            company.heard("other", passed + longer, begin + passed);
+            let elapsed = LEASE / 6 * tick;
+            peers.own_mark_received(begin + elapsed);
+            peers.peer_mark_received("peer", elapsed + longer, begin + elapsed);
         }
-        (company, begin + LEASE / 6 * ticks)
+        (peers, begin + LEASE / 6 * ticks)
     }
 
     #[test]
-    fn who_has_just_come_lets_those_go_first_who_have_heard_more() {
+    fn a_new_node_yields_to_a_longer_running_peer() {
         let hour = Duration::from_secs(3600);
         for ticks in 0..6 {
-            let (mut company, now) = together(ticks, hour);
-            assert!(!company.may_try(LEASE, now), "{ticks}");
-            company.left("other");
-            assert_eq!(company.may_try(LEASE, now), 2 <= ticks, "alone");
+            let (mut peers, now) = with_peer(ticks, hour);
+            assert!(!peers.may_acquire(LEASE, now), "after {ticks} ticks");
+            peers.remove("peer");
+            assert_eq!(peers.may_acquire(LEASE, now), 2 <= ticks, "alone, after {ticks} ticks");
         }
-        let (mut company, now) = together(6, hour);
-        assert!(company.may_try(LEASE, now), "the other had its time");
-        let (mut company, now) = together(2, Duration::ZERO);
-        assert!(company.may_try(LEASE, now), "the other has heard no more");
+        let (mut peers, now) = with_peer(6, hour);
+        assert!(peers.may_acquire(LEASE, now), "the peer had a lease's time to take it");
+        let (mut peers, now) = with_peer(2, Duration::ZERO);
+        assert!(peers.may_acquire(LEASE, now), "the peer has not received for longer");
     }
 
     #[test]
-    fn who_hears_nothing_does_not_try() {
-        let (mut company, now) = together(9, Duration::ZERO);
-        assert!(!company.hears(LEASE, now + LEASE) && !company.may_try(LEASE, now + LEASE));
-        assert!(company.deaf() && !company.may_try(LEASE, now) && !company.deaf());
-        assert!(company.has_joined());
+    fn a_node_that_receives_nothing_may_not_acquire() {
+        let (mut peers, now) = with_peer(9, Duration::ZERO);
+        assert!(!peers.is_receiving(LEASE, now + LEASE));
+        assert!(!peers.may_acquire(LEASE, now + LEASE));
+        assert!(peers.disconnected() && !peers.may_acquire(LEASE, now) && !peers.disconnected());
+        assert!(peers.has_joined());
     }
 }

@@ -1,4 +1,5 @@
-//! Listening to the old channels: one connection, made anew whenever it breaks.
+//! Subscription to the legacy Redis channels and the marks channel: one connection, reconnected with
+//! backoff.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -10,9 +11,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    TakeIn,
-    message_sequence::{Holder, Verdict},
-    peers::NOTHING,
+    Ingest,
+    message_sequence::{HolderProgress, MessageOutcome},
+    peers::ABSENT,
 };
 use crate::broker::redis::{
     backoff::Backoff,
@@ -20,32 +21,32 @@ use crate::broker::redis::{
     resp::{self, Reply},
 };
 
-/// Read at once, at least.
+/// Minimum free space of the read buffer, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Listens until the last is written.
-pub(super) async fn listen(taking: Arc<TakeIn>) {
-    let stop = taking.finished.clone();
+/// Subscribes until the writer is done.
+pub(super) async fn run(ingest: Arc<Ingest>) {
+    let stop = ingest.writer_done.clone();
     let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
     let mut warned = false;
     loop {
-        let conversation = async {
-            let wire = dial(&taking.place, taking.config.lease).await?;
-            converse(&taking, wire).await
+        let subscription = async {
+            let connection = dial(&ingest.connection_info, ingest.config.lease).await?;
+            subscribe(&ingest, connection).await
         };
-        let why = tokio::select! {
+        let error = tokio::select! {
             () = stop.cancelled() => return,
-            Err(why) = conversation => why,
+            Err(error) = subscription => error,
         };
-        let heard = taking.company.lock().deaf();
-        taking.tally.lock().interrupted();
-        if heard {
-            taking.metrics().interruptions.inc();
+        let was_receiving = ingest.peers.lock().disconnected();
+        ingest.sequence.lock().interrupted();
+        if was_receiving {
+            ingest.metrics().interruptions.inc();
             backoff.reset();
             warned = false;
         }
         if !warned {
-            warn!(redis = %taking.config.url, %why, "not listening to the old channels, trying on");
+            warn!(redis = %ingest.config.url, %error, "legacy.redis: subscription failed, retrying");
             warned = true;
         }
         if backoff.pause(&stop).await.is_break() {
@@ -57,118 +58,125 @@ pub(super) async fn listen(taking: Arc<TakeIn>) {
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// Ends only with an error.
+/// A subscription ends only with an error.
 enum Never {}
 
-async fn converse(taking: &TakeIn, mut wire: Box<dyn Wire>) -> io::Result<Never> {
-    let marks = taking.marks();
-    let mut inbox = BytesMut::new();
-    resp::put(&mut inbox, &[b"SUBSCRIBE", marks.as_bytes()]);
-    let mut words: Vec<&[u8]> = vec![b"PSUBSCRIBE"];
-    words.extend(taking.config.patterns.iter().map(|pattern| pattern.as_str().as_bytes()));
-    resp::put(&mut inbox, &words);
-    wire.write_all_buf(&mut inbox).await?;
-    let mut confirmations = 1 + taking.config.patterns.len();
+/// Subscribes and processes pushes until the connection fails or is silent for a lease.
+async fn subscribe(ingest: &Ingest, mut connection: Box<dyn Wire>) -> io::Result<Never> {
+    let marks = ingest.marks_channel();
+    let mut buffer = BytesMut::new();
+    resp::put(&mut buffer, &[b"SUBSCRIBE", marks.as_bytes()]);
+    let mut psubscribe: Vec<&[u8]> = vec![b"PSUBSCRIBE"];
+    psubscribe.extend(ingest.config.patterns.iter().map(|pattern| pattern.as_str().as_bytes()));
+    resp::put(&mut buffer, &psubscribe);
+    connection.write_all_buf(&mut buffer).await?;
+    let mut unconfirmed = 1 + ingest.config.patterns.len();
     loop {
-        while let Some(said) = resp::take(&mut inbox).map_err(|_| io::ErrorKind::InvalidData)? {
-            match said {
-                Reply::Error(why) => {
-                    return Err(io::Error::other(String::from_utf8_lossy(&why).into_owned()));
+        while let Some(reply) = resp::take(&mut buffer).map_err(|_| io::ErrorKind::InvalidData)? {
+            match reply {
+                Reply::Error(error) => {
+                    return Err(io::Error::other(String::from_utf8_lossy(&error).into_owned()));
                 }
                 Reply::Status => {}
-                Reply::Array(words) => {
-                    if hear(taking, &marks, words) {
-                        confirmations -= 1;
-                        if confirmations == 0 {
-                            info!(redis = %taking.config.url, "listening to the old channels");
-                            taking.hurry.notify_one();
+                Reply::Array(items) => {
+                    if handle_push(ingest, &marks, items) {
+                        unconfirmed -= 1;
+                        if unconfirmed == 0 {
+                            info!(redis = %ingest.config.url, "legacy.redis: subscribed");
+                            ingest.wake_lease.notify_one();
                         }
                     }
                 }
             }
         }
-        inbox.reserve(READ_BYTES);
-        // Marks of this node's own come several times in a lease.
-        match timeout(taking.config.lease, wire.read_buf(&mut inbox)).await {
+        buffer.reserve(READ_BYTES);
+        // This node's own marks arrive several times per lease, so silence means a dead connection.
+        match timeout(ingest.config.lease, connection.read_buf(&mut buffer)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => drop(read?),
-            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "it says nothing")),
+            Err(_) => {
+                let message = "nothing received within legacy.redis.lease";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
         }
     }
 }
 
-/// Takes one thing that was said. Whether it was the confirmation of a subscription.
-fn hear(taking: &TakeIn, marks: &str, words: Vec<Bytes>) -> bool {
-    match words.as_slice() {
+/// Processes one push from Redis. Returns whether it confirmed a subscription.
+fn handle_push(ingest: &Ingest, marks: &str, items: Vec<Bytes>) -> bool {
+    match items.as_slice() {
         [kind, ..] if &**kind == b"subscribe" || &**kind == b"psubscribe" => return true,
         [kind, channel, payload] if &**kind == b"message" && &**channel == marks.as_bytes() => {
-            hear_mark(taking, payload);
+            handle_mark(ingest, payload);
         }
         [kind, pattern, channel, payload] if &**kind == b"pmessage" => {
-            let mut tally = taking.tally.lock();
-            // A copy of the piece that was read would be held as long as any message of it.
-            let verdict = tally.message(pattern, Bytes::copy_from_slice(channel), payload);
-            let (overflown, waiting) = (tally.overflown(), tally.len());
-            drop(tally);
-            count(taking, verdict, overflown);
-            taking.waiting(waiting);
-            taking.due.notify_one();
+            let mut sequence = ingest.sequence.lock();
+            // Copied, because a slice would keep the whole read buffer alive.
+            let outcome = sequence.message(pattern, Bytes::copy_from_slice(channel), payload);
+            let (dropped, backlog) = (sequence.take_dropped(), sequence.len());
+            drop(sequence);
+            count_outcome(ingest, outcome, dropped);
+            ingest.set_backlog(backlog);
+            ingest.wake_writer.notify_one();
         }
         _ => {}
     }
     false
 }
 
-/// `M MARK DONE SINCE AGE`: a mark, what the holder says with its own, and for how many milliseconds
-/// the node has heard everything. `C CHANNEL`: what follows on that channel is a copy. `B TOKEN`: a
-/// node goes.
-fn hear_mark(taking: &TakeIn, payload: &[u8]) {
+/// Processes a payload of the marks channel:
+///
+/// - `M MARK WRITTEN SINCE UPTIME`: a mark `TOKEN.NUMBER`; the [`HolderProgress`] of the lease holder,
+///   `-` from other nodes; for how many milliseconds the node has received everything.
+/// - `C CHANNEL`: the next message on this Redis channel was republished by a node.
+/// - `B TOKEN`: the node is stopping and has written what it received.
+fn handle_mark(ingest: &Ingest, payload: &[u8]) {
     let Ok(text) = std::str::from_utf8(payload) else { return };
     match text.split_once(' ') {
         Some(("M", rest)) => {
-            let mut words = rest.split(' ');
-            let mark = words.next().unwrap_or_default();
-            let mut said = || words.next().filter(|word| *word != NOTHING);
-            let holder = Holder { done: said(), since: said() };
-            let age = said()
-                .and_then(|age| age.parse().ok())
+            let mut fields = rest.split(' ');
+            let mark = fields.next().unwrap_or_default();
+            let mut next_field = || fields.next().filter(|field| *field != ABSENT);
+            let progress = HolderProgress { written: next_field(), since: next_field() };
+            let uptime = next_field()
+                .and_then(|uptime| uptime.parse().ok())
                 .map_or(Duration::ZERO, Duration::from_millis);
-            let mut tally = taking.tally.lock();
-            tally.mark(mark, holder);
-            let waiting = tally.len();
-            drop(tally);
-            taking.waiting(waiting);
+            let mut sequence = ingest.sequence.lock();
+            sequence.mark(mark, progress);
+            let backlog = sequence.len();
+            drop(sequence);
+            ingest.set_backlog(backlog);
             let (token, now) =
                 (mark.split_once('.').map_or(mark, |(token, _)| token), Instant::now());
-            let mut company = taking.company.lock();
-            if token == taking.token {
-                company.heard_itself(now);
+            let mut peers = ingest.peers.lock();
+            if token == ingest.token {
+                peers.own_mark_received(now);
             } else {
-                company.heard(token, age, now);
+                peers.peer_mark_received(token, uptime, now);
             }
-            drop(company);
-            taking.due.notify_one();
+            drop(peers);
+            ingest.wake_writer.notify_one();
         }
         Some(("C", channel)) => {
-            taking.tally.lock().copied(Bytes::copy_from_slice(channel.as_bytes()));
+            ingest.sequence.lock().expect_republished(Bytes::copy_from_slice(channel.as_bytes()));
         }
         Some(("B", token)) => {
-            taking.company.lock().left(token);
-            taking.hurry.notify_one();
+            ingest.peers.lock().remove(token);
+            ingest.wake_lease.notify_one();
         }
         _ => {}
     }
 }
 
-fn count(taking: &TakeIn, verdict: Verdict, overflown: u64) {
-    let metrics = taking.metrics();
-    match verdict {
-        Verdict::Kept | Verdict::NotMeant => {}
-        Verdict::Copy => metrics.messages("copy", 1),
-        Verdict::Unnumbered => metrics.messages("too_early", 1),
-        Verdict::Refused(_) => metrics.messages("refused", 1),
+fn count_outcome(ingest: &Ingest, outcome: MessageOutcome, dropped: u64) {
+    let metrics = ingest.metrics();
+    match outcome {
+        MessageOutcome::Queued | MessageOutcome::Ignored => {}
+        MessageOutcome::Republished => metrics.messages("republished", 1),
+        MessageOutcome::TooEarly => metrics.messages("too_early", 1),
+        MessageOutcome::Refused(_) => metrics.messages("refused", 1),
     }
-    if overflown != 0 {
-        metrics.messages("overflown", overflown);
+    if dropped != 0 {
+        metrics.messages("dropped", dropped);
     }
 }

@@ -1,93 +1,102 @@
-//! What comparing has found, counted by channel, and as `GET /api/migration/shadow` shows it.
+//! Statistics of the shadow comparison by channel: the report of `GET /api/migration/shadow`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
 use crate::{
-    legacy::compare::{Kind, Seen},
+    legacy::compare::{ComparedEvent, Outcome},
     lifecycle::unix_ms,
 };
 
-/// Channels with figures of their own. The others are counted together.
-const CHANNELS: usize = 1000;
-/// Findings of one kind and channel that are shown.
-const SAMPLES: usize = 5;
+/// Limit of channels with statistics of their own; the others share the entry `(others)`.
+const CHANNELS_MAX: usize = 1000;
+/// Samples kept per channel and outcome.
+const SAMPLES_MAX: usize = 5;
 
-/// What comparing has found on one node.
+/// The shadow comparison on one node.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Which.
+    /// Name of the node.
     pub(super) node: Arc<str>,
-    /// Since when, in milliseconds since 1970.
+    /// Start of the counts, in milliseconds since 1970.
     pub(super) since: u64,
-    /// Streams that are being compared.
+    /// Streams that are being compared now.
     pub(super) comparing: usize,
-    /// Streams that were, or are.
+    /// Streams compared since the start.
     pub(super) streams: u64,
-    /// Streams that came while as many as may be were being compared.
+    /// Streams not compared, because `legacy.shadow.streams` were being compared.
     pub(super) streams_not_compared: u64,
-    /// Nothing was lost, doubled, late, reordered or different.
+    /// No event was lost, duplicated, late, reordered or different.
     pub(super) clean: bool,
-    /// By channel. A stream of several that says not which goes by all their names.
-    pub(super) channels: BTreeMap<String, ChannelFigures>,
+    /// Statistics by channel. Events of a stream with several channels whose channel is unknown are
+    /// counted under all its names, joined with spaces.
+    pub(super) channels: BTreeMap<String, ChannelStats>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Figures {
+pub(super) struct ShadowStats {
     pub(super) compared: u64,
     pub(super) not_compared: u64,
-    pub(super) channels: BTreeMap<String, ChannelFigures>,
+    pub(super) channels: BTreeMap<String, ChannelStats>,
 }
 
-impl Figures {
-    pub(super) fn of(&mut self, channel: &str) -> &mut ChannelFigures {
-        let known = self.channels.contains_key(channel) || self.channels.len() < CHANNELS;
-        self.channels.entry(if known { channel } else { "(others)" }.to_owned()).or_default()
+impl ShadowStats {
+    pub(super) fn channel(&mut self, channel: &str) -> &mut ChannelStats {
+        let own_entry = self.channels.contains_key(channel) || self.channels.len() < CHANNELS_MAX;
+        self.channels.entry(if own_entry { channel } else { "(others)" }.to_owned()).or_default()
     }
 }
 
-/// What was found in one channel.
+/// Outcomes of one channel.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct ChannelFigures {
+pub(super) struct ChannelStats {
     #[serde(flatten)]
     counts: BTreeMap<&'static str, u64>,
-    /// Some of what was found beside what matched.
+    /// The latest events by outcome, matched ones excepted.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     samples: BTreeMap<&'static str, Vec<Sample>>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct Sample {
-    /// When it was found, in milliseconds since 1970.
+    /// When the outcome was found, in milliseconds since 1970.
     at: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     data: String,
 }
 
-impl Default for ChannelFigures {
+impl Default for ChannelStats {
     fn default() -> Self {
-        let counts = Kind::ALL.map(|kind| (kind.as_str(), 0)).into_iter().collect();
+        let counts = Outcome::ALL.map(|outcome| (outcome.as_str(), 0)).into_iter().collect();
         Self { counts, samples: BTreeMap::new() }
     }
 }
 
-impl ChannelFigures {
-    pub(super) fn add(&mut self, kind: Kind, Seen { id, data, .. }: Seen) {
-        *self.counts.entry(kind.as_str()).or_default() += 1;
-        if kind == Kind::Matched {
+impl ChannelStats {
+    pub(super) fn add(&mut self, outcome: Outcome, ComparedEvent { id, data, .. }: ComparedEvent) {
+        *self.counts.entry(outcome.as_str()).or_default() += 1;
+        if outcome == Outcome::Matched {
             return;
         }
-        let samples = self.samples.entry(kind.as_str()).or_default();
-        if SAMPLES <= samples.len() {
+        let samples = self.samples.entry(outcome.as_str()).or_default();
+        if SAMPLES_MAX <= samples.len() {
             samples.remove(0);
         }
         samples.push(Sample { at: unix_ms(), id, data });
     }
 
     pub(super) fn is_clean(&self) -> bool {
-        let bad = [Kind::Lost, Kind::Doubled, Kind::Late, Kind::Reordered, Kind::Different];
-        bad.iter().all(|kind| self.counts.get(kind.as_str()).is_none_or(|count| *count == 0))
+        let faults = [
+            Outcome::Lost,
+            Outcome::Duplicated,
+            Outcome::Late,
+            Outcome::Reordered,
+            Outcome::Different,
+        ];
+        faults
+            .iter()
+            .all(|outcome| self.counts.get(outcome.as_str()).is_none_or(|count| *count == 0))
     }
 }

@@ -1,4 +1,5 @@
-//! Bodies on their way to a client: one that holds something, and one that is listened to.
+//! Response bodies of proxied streams: one that keeps a guard until it ends, and one whose chunks are
+//! also sent to a shadow comparison.
 
 use std::{
     pin::Pin,
@@ -9,23 +10,23 @@ use axum::body::{Body, Bytes};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{PIECES, Slot, compare};
+use super::{QUEUE_CHUNKS, Slot, compare};
 
-/// A body, and something that is held as long as it lasts.
+/// A body that keeps a guard until it is dropped.
 #[derive(Debug)]
-pub struct Held<T> {
+pub struct GuardedBody<T> {
     body: Body,
-    _held: T,
+    _guard: T,
 }
 
-impl<T> Held<T> {
-    /// Holds it.
-    pub fn new(body: Body, held: T) -> Self {
-        Self { body, _held: held }
+impl<T> GuardedBody<T> {
+    /// Wraps a body.
+    pub fn new(body: Body, guard: T) -> Self {
+        Self { body, _guard: guard }
     }
 }
 
-impl<T: Unpin> HttpBody for Held<T> {
+impl<T: Unpin> HttpBody for GuardedBody<T> {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -45,20 +46,20 @@ impl<T: Unpin> HttpBody for Held<T> {
     }
 }
 
-/// A stream that passes, and is listened to.
+/// A body whose chunks are also sent to a shadow comparison, without waiting for it.
 #[derive(Debug)]
 pub struct TeeBody<T> {
-    body: Held<T>,
-    pieces: mpsc::Sender<(Instant, Bytes)>,
+    body: GuardedBody<T>,
+    chunks: mpsc::Sender<(Instant, Bytes)>,
 }
 
 impl<T> TeeBody<T> {
-    /// Listens from here on.
-    pub fn new(body: Body, slot: Slot, held: T) -> Self {
-        let (pieces, inbox) = mpsc::channel(PIECES);
+    /// Wraps a body and starts its comparison.
+    pub fn new(body: Body, slot: Slot, guard: T) -> Self {
+        let (chunks, received) = mpsc::channel(QUEUE_CHUNKS);
         let stage = slot.shadow.stage.clone();
-        stage.spawn("legacy-shadow", Box::pin(compare(slot, inbox)));
-        Self { body: Held::new(body, held), pieces }
+        stage.spawn("legacy-shadow", Box::pin(compare(slot, received)));
+        Self { body: GuardedBody::new(body, guard), chunks }
     }
 }
 
@@ -72,12 +73,12 @@ impl<T: Unpin> HttpBody for TeeBody<T> {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(piece) = frame.data_ref()
+            && let Some(chunk) = frame.data_ref()
             && let Err(mpsc::error::TrySendError::Full(_)) =
-                self.pieces.try_send((Instant::now(), piece.clone()))
+                self.chunks.try_send((Instant::now(), chunk.clone()))
         {
-            // Nothing is compared any more that has a hole of our own making.
-            self.pieces = mpsc::channel(1).0;
+            // The comparison ends here: without this chunk it would report false losses.
+            self.chunks = mpsc::channel(1).0;
         }
         polled
     }

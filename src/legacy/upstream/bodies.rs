@@ -1,5 +1,4 @@
-//! What travels between a client and the old server, piece by piece: a request's body, an answer's, and
-//! the bytes of an upgraded connection.
+//! Unbuffered bodies of proxied requests and responses, and the tunnel of an upgraded connection.
 
 use std::{
     pin::Pin,
@@ -17,30 +16,30 @@ use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt as _, sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// When something of the request went out last.
-pub(super) struct Watch(Arc<Mutex<Instant>>);
+/// When a part of a request body was last sent.
+pub(super) struct SendProgress(Arc<Mutex<Instant>>);
 
-impl Watch {
-    pub(super) fn last(&self) -> Instant {
+impl SendProgress {
+    pub(super) fn last_sent(&self) -> Instant {
         *self.0.lock()
     }
 }
 
-/// A request's body on its way.
+/// A request body that records its progress.
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(super) struct RequestBody {
     body: Body,
-    moved: Arc<Mutex<Instant>>,
+    last_sent: Arc<Mutex<Instant>>,
 }
 
-impl Sending {
-    pub(super) fn new(body: Body) -> (Self, Watch) {
-        let moved = Arc::new(Mutex::new(Instant::now()));
-        (Self { body, moved: Arc::clone(&moved) }, Watch(moved))
+impl RequestBody {
+    pub(super) fn new(body: Body) -> (Self, SendProgress) {
+        let last_sent = Arc::new(Mutex::new(Instant::now()));
+        (Self { body, last_sent: Arc::clone(&last_sent) }, SendProgress(last_sent))
     }
 }
 
-impl HttpBody for Sending {
+impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -50,7 +49,7 @@ impl HttpBody for Sending {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if frame.is_ready() {
-            *self.moved.lock() = Instant::now();
+            *self.last_sent.lock() = Instant::now();
         }
         frame
     }
@@ -64,25 +63,26 @@ impl HttpBody for Sending {
     }
 }
 
-/// An answer's body on its way. Dropped, it takes the connection to the old server with it.
-pub(super) struct Passing {
+/// A response body of the upstream. Dropping it closes the connection to the upstream.
+pub(super) struct ResponseBody {
     body: hyper::body::Incoming,
-    ends: Option<Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>>,
-    _place: OwnedSemaphorePermit,
+    /// Ends the body early, between two frames.
+    stop: Option<Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>>,
+    _slot: OwnedSemaphorePermit,
 }
 
-impl Passing {
+impl ResponseBody {
     pub(super) fn new(
         body: hyper::body::Incoming,
-        ends: Option<CancellationToken>,
-        place: OwnedSemaphorePermit,
+        stop: Option<CancellationToken>,
+        slot: OwnedSemaphorePermit,
     ) -> Self {
-        let ends = ends.map(|ends| Box::pin(ends.cancelled_owned()));
-        Self { body, ends, _place: place }
+        let stop = stop.map(|stop| Box::pin(stop.cancelled_owned()));
+        Self { body, stop, _slot: slot }
     }
 }
 
-impl HttpBody for Passing {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -91,7 +91,7 @@ impl HttpBody for Passing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending if self.ends.as_mut().is_some_and(|e| e.as_mut().poll(cx).is_ready()) => {
+            Poll::Pending if self.stop.as_mut().is_some_and(|s| s.as_mut().poll(cx).is_ready()) => {
                 Poll::Ready(None)
             }
             polled => polled,
@@ -107,39 +107,43 @@ impl HttpBody for Passing {
     }
 }
 
-/// A connection that was upgraded on both sides: a WebSocket of the old server's.
+/// A connection upgraded on both sides: a proxied WebSocket.
 #[derive(Debug)]
 pub struct Tunnel {
-    ours: OnUpgrade,
-    theirs: OnUpgrade,
-    place: Option<OwnedSemaphorePermit>,
+    client: OnUpgrade,
+    upstream: OnUpgrade,
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Tunnel {
-    pub(super) fn new(ours: OnUpgrade, theirs: OnUpgrade) -> Self {
-        Self { ours, theirs, place: None }
+    pub(super) fn new(client: OnUpgrade, upstream: OnUpgrade) -> Self {
+        Self { client, upstream, slot: None }
     }
 
-    /// Keeps the place of the request as long as it lasts.
-    pub(super) fn hold(&mut self, place: OwnedSemaphorePermit) {
-        self.place = Some(place);
+    /// Keeps the request's slot until the tunnel ends.
+    pub(super) fn hold_slot(&mut self, slot: OwnedSemaphorePermit) {
+        self.slot = Some(slot);
     }
 
-    /// Carries bytes both ways until one side ends or `stop` is cancelled.
-    pub async fn carry(self, stop: &CancellationToken) {
-        let Self { ours, theirs, place: _place } = self;
-        let carried = async {
-            let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) else { return };
-            let (mut from_us, mut to_us) = tokio::io::split(TokioIo::new(ours));
-            let (mut from_them, mut to_them) = tokio::io::split(TokioIo::new(theirs));
-            // No WebSocket is half open: who has gone from one side goes from the other.
+    /// Copies bytes both ways until one side ends or `stop` is cancelled.
+    pub async fn run(self, stop: &CancellationToken) {
+        let Self { client, upstream, slot: _slot } = self;
+        let copy = async {
+            let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
+            let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
+            let (mut from_upstream, mut to_upstream) = tokio::io::split(TokioIo::new(upstream));
+            // A WebSocket is never half open: the end of one side ends the other.
             tokio::select! {
-                _ = tokio::io::copy(&mut from_us, &mut to_them) => drop(to_them.shutdown().await),
-                _ = tokio::io::copy(&mut from_them, &mut to_us) => drop(to_us.shutdown().await),
+                _ = tokio::io::copy(&mut from_client, &mut to_upstream) => {
+                    drop(to_upstream.shutdown().await);
+                }
+                _ = tokio::io::copy(&mut from_upstream, &mut to_client) => {
+                    drop(to_client.shutdown().await);
+                }
             }
         };
         tokio::select! {
-            () = carried => {}
+            () = copy => {}
             () = stop.cancelled() => {}
         }
     }

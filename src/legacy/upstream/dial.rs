@@ -1,4 +1,4 @@
-//! A connection to the old server: TCP, or TLS over it.
+//! Connector for the upstream: TCP, with TLS for `https`.
 
 use std::{
     io::{self, IoSlice},
@@ -25,66 +25,68 @@ use tower::Service;
 
 use crate::legacy::LegacyError;
 
-/// Connects.
+/// Opens connections for the HTTP client.
 #[derive(Clone)]
-pub(super) struct Dial {
+pub(super) struct Connector {
     tls: Option<TlsConnector>,
-    within: Duration,
+    timeout: Duration,
 }
 
-impl std::fmt::Debug for Dial {
+impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dial").field("tls", &self.tls.is_some()).finish_non_exhaustive()
+        f.debug_struct("Connector").field("tls", &self.tls.is_some()).finish_non_exhaustive()
     }
 }
 
-impl Dial {
-    pub(super) fn new(https: bool, within: Duration) -> Result<Self, LegacyError> {
-        Ok(Self { tls: https.then(trust).transpose()?, within })
+impl Connector {
+    pub(super) fn new(https: bool, timeout: Duration) -> Result<Self, LegacyError> {
+        Ok(Self { tls: https.then(tls_connector).transpose()?, timeout })
     }
 
-    async fn open(self, uri: Uri) -> io::Result<TokioIo<Line>> {
+    async fn open(self, uri: Uri) -> io::Result<TokioIo<UpstreamConnection>> {
         let host = uri.host().unwrap_or_default();
-        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
-        let opened = async {
-            let stream = TcpStream::connect((&*bare, port)).await?;
+        let connect = async {
+            let stream = TcpStream::connect((&*name, port)).await?;
             stream.set_nodelay(true)?;
-            // A stream may say nothing for hours; that its server is gone is found out all the same.
+            // A stream may be silent for hours: keepalive detects a dead upstream.
             SockRef::from(&stream).set_keepalive(true)?;
-            let Some(tls) = &self.tls else { return Ok(Line(Box::new(stream))) };
-            let name = ServerName::try_from(bare.clone()).map_err(io::Error::other)?;
-            Ok(Line(Box::new(tls.connect(name, stream).await?)))
+            let Some(tls) = &self.tls else {
+                return Ok(UpstreamConnection(Box::new(stream)));
+            };
+            let server_name = ServerName::try_from(name.clone()).map_err(io::Error::other)?;
+            Ok(UpstreamConnection(Box::new(tls.connect(server_name, stream).await?)))
         };
-        let opened = timeout(self.within, opened).await;
-        opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(TokioIo::new)
+        let connected = timeout(self.timeout, connect).await;
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(TokioIo::new)
     }
 }
 
-/// What the system trusts.
-fn trust() -> Result<TlsConnector, LegacyError> {
+/// A TLS connector that trusts the system's root certificates.
+fn tls_connector() -> Result<TlsConnector, LegacyError> {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(found.certs);
-    let refused = |reason: String| LegacyError::Trust { reason };
+    let loaded = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(loaded.certs);
+    let error = |reason: String| LegacyError::NoRootCertificates { reason };
     if roots.is_empty() {
-        let why =
-            found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
-        return Err(refused(why));
+        let reason =
+            loaded.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+        return Err(error(reason));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|err| refused(err.to_string()))?
+        .map_err(|err| error(err.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-impl Service<Uri> for Dial {
-    type Response = TokioIo<Line>;
+impl Service<Uri> for Connector {
+    type Response = TokioIo<UpstreamConnection>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Line>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<UpstreamConnection>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -95,29 +97,29 @@ impl Service<Uri> for Dial {
     }
 }
 
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// An open connection.
-pub(super) struct Line(Box<dyn Wire>);
+/// An open connection, plain or TLS.
+pub(super) struct UpstreamConnection(Box<dyn ByteStream>);
 
-impl Connection for Line {
+impl Connection for UpstreamConnection {
     fn connected(&self) -> Connected {
         Connected::new()
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for UpstreamConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
+        Pin::new(&mut self.0).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for UpstreamConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -129,9 +131,9 @@ impl AsyncWrite for Line {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, pieces)
+        Pin::new(&mut self.0).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,20 +1,20 @@
-//! The headers of what is passed on: what is only between two neighbours stays between them, and the
-//! old server is told for whom it is asked. Pure.
+//! Header rewriting for proxied requests and responses: hop-by-hop headers, `X-Forwarded-*`, `Via`.
+//! Pure.
 
 use std::net::IpAddr;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Who sent a request, as the gateway saw it.
+/// The peer that a request came from: a client, or a proxy in front of the gateway.
 #[derive(Clone, Copy, Debug)]
-pub struct Sender<'a> {
-    /// The peer's address.
+pub struct PeerInfo<'a> {
+    /// IP address of the peer.
     pub ip: IpAddr,
-    /// What the peer says about those it asks for can be believed.
+    /// The peer is one of `server.trusted_proxies`, so its forwarding headers are kept.
     pub trusted: bool,
-    /// It came over TLS.
+    /// The request came over TLS.
     pub https: bool,
-    /// Which host it asked for.
+    /// Host that the request was sent to.
     pub host: Option<&'a str>,
 }
 
@@ -22,8 +22,8 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Those that concern one connection (RFC 9110, 7.6.1), besides those that `Connection` names.
-const HOPS: [HeaderName; 8] = [
+/// Hop-by-hop headers (RFC 9110, section 7.6.1), in addition to those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     header::TE,
     header::TRAILER,
@@ -34,102 +34,103 @@ const HOPS: [HeaderName; 8] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// What the connection is to become, where both headers say so.
+/// The protocol of an upgrade request: the `Upgrade` header, where `Connection` names it.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = items(headers, &header::CONNECTION).any(|i| i.eq_ignore_ascii_case("upgrade"));
-    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+    let named = items(headers, &header::CONNECTION).any(|i| i.eq_ignore_ascii_case("upgrade"));
+    headers.get(header::UPGRADE).filter(|_| named).cloned()
 }
 
-/// Makes a client's request one to the old server. `asked` is the host of an HTTP/2 request.
-pub(super) fn tidy_request(headers: &mut HeaderMap, asked: Option<&str>, sender: &Sender<'_>) {
+/// Rewrites the headers of a client's request for the upstream. `authority` is the host of an HTTP/2
+/// request, which has no `Host` header.
+pub(super) fn rewrite_request(
+    headers: &mut HeaderMap,
+    authority: Option<&str>,
+    peer: &PeerInfo<'_>,
+) {
     let upgrade = upgrade(headers);
-    strip_hops(headers);
-    // The stack has answered it already.
+    strip_hop_by_hop(headers);
+    // The HTTP stack has answered `100-continue` already.
     headers.remove(header::EXPECT);
     join_cookies(headers);
-    if let Some(asked) = asked.filter(|_| !headers.contains_key(header::HOST))
-        && let Ok(host) = HeaderValue::from_str(asked)
+    if let Some(authority) = authority.filter(|_| !headers.contains_key(header::HOST))
+        && let Ok(host) = HeaderValue::from_str(authority)
     {
         headers.insert(header::HOST, host);
     }
-    tell_for_whom(headers, sender);
+    set_forwarded(headers, peer);
     if let Some(protocol) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol);
     }
 }
 
-/// Makes the old server's answer one to the client.
-pub(super) fn tidy_answer(headers: &mut HeaderMap, upgraded: bool) {
+/// Rewrites the headers of the upstream's response for the client.
+pub(super) fn rewrite_response(headers: &mut HeaderMap, upgraded: bool) {
     let upgrade = upgrade(headers);
-    strip_hops(headers);
+    strip_hop_by_hop(headers);
     if let Some(protocol) = upgrade.filter(|_| upgraded) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol);
     }
 }
 
-/// Whether this node passed a request on before.
-pub(super) fn signed(headers: &HeaderMap, signature: &str) -> bool {
-    items(headers, &header::VIA).any(|item| item.split_whitespace().nth(1) == Some(signature))
+/// Whether `Via` names this node: the request has been forwarded by it before.
+pub(super) fn has_via(headers: &HeaderMap, via_name: &str) -> bool {
+    items(headers, &header::VIA).any(|item| item.split_whitespace().nth(1) == Some(via_name))
 }
 
-/// Says that this node passed it on.
-pub(super) fn sign(headers: &mut HeaderMap, signature: &str) {
-    if let Ok(via) = HeaderValue::from_str(&format!("1.1 {signature}")) {
+/// Appends this node to `Via`.
+pub(super) fn append_via(headers: &mut HeaderMap, via_name: &str) {
+    if let Ok(via) = HeaderValue::from_str(&format!("1.1 {via_name}")) {
         headers.append(header::VIA, via);
     }
 }
 
-fn strip_hops(headers: &mut HeaderMap) {
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<_> = items(headers, &header::CONNECTION)
         .filter_map(|item| item.parse::<HeaderName>().ok())
         .collect();
-    for name in named.iter().chain(&HOPS) {
+    for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
 }
 
-/// HTTP/2 may split cookies into several headers, HTTP/1.1 may not.
+/// Joins cookies into one header: HTTP/2 may split them, HTTP/1.1 may not.
 fn join_cookies(headers: &mut HeaderMap) {
-    let crumbs: Vec<_> =
+    let cookies: Vec<_> =
         headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if 1 < crumbs.len()
-        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    if 1 < cookies.len()
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
     {
-        headers.insert(header::COOKIE, whole);
+        headers.insert(header::COOKIE, joined);
     }
 }
 
-/// What a peer that is no trusted proxy says of others is not handed on.
-fn tell_for_whom(headers: &mut HeaderMap, sender: &Sender<'_>) {
-    let before: Vec<_> = items(headers, &FORWARDED_FOR).map(str::to_owned).collect();
-    let mut hops = if sender.trusted { before } else { Vec::new() };
-    hops.push(sender.ip.to_canonical().to_string());
-    if !sender.trusted {
+/// Sets `X-Forwarded-For`, `-Proto` and `-Host`. Forwarding headers of an untrusted peer are discarded.
+fn set_forwarded(headers: &mut HeaderMap, peer: &PeerInfo<'_>) {
+    let received: Vec<_> = items(headers, &FORWARDED_FOR).map(str::to_owned).collect();
+    let mut addresses = if peer.trusted { received } else { Vec::new() };
+    addresses.push(peer.ip.to_canonical().to_string());
+    if !peer.trusted {
         for name in [FORWARDED_PROTO, FORWARDED_HOST, header::FORWARDED] {
             headers.remove(name);
         }
     }
-    let mut tell = |name: HeaderName, value: &str| {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(name, value);
-        }
-    };
-    tell(FORWARDED_FOR, &hops.join(", "));
-    let said = |headers: &HeaderMap, name: &HeaderName| headers.contains_key(name);
-    if !said(headers, &FORWARDED_PROTO) {
-        let scheme = if sender.https { "https" } else { "http" };
+    if let Ok(addresses) = HeaderValue::from_str(&addresses.join(", ")) {
+        headers.insert(FORWARDED_FOR, addresses);
+    }
+    if !headers.contains_key(FORWARDED_PROTO) {
+        let scheme = if peer.https { "https" } else { "http" };
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    if let Some(host) = sender.host.filter(|_| !said(headers, &FORWARDED_HOST))
+    if let Some(host) = peer.host.filter(|_| !headers.contains_key(FORWARDED_HOST))
         && let Ok(host) = HeaderValue::from_str(host)
     {
         headers.insert(FORWARDED_HOST, host);
     }
 }
 
-/// The items of a comma-separated list.
+/// The items of a comma-separated header.
 fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|item| !item.is_empty())
@@ -146,23 +147,23 @@ mod tests {
         lines.iter().map(line).collect()
     }
 
-    fn sender(trusted: bool) -> Sender<'static> {
+    fn peer(trusted: bool) -> PeerInfo<'static> {
         let ip = "192.0.2.7".parse().unwrap();
-        Sender { ip, trusted, https: true, host: Some("example.com") }
+        PeerInfo { ip, trusted, https: true, host: Some("example.com") }
     }
 
-    fn tidied(lines: &[(&'static str, &'static str)], trusted: bool) -> HeaderMap {
-        let mut tidied = HeaderMap::new();
+    fn rewritten(lines: &[(&'static str, &'static str)], trusted: bool) -> HeaderMap {
+        let mut rewritten = HeaderMap::new();
         for (name, value) in &headers(lines) {
-            tidied.append(name, value.clone());
+            rewritten.append(name, value.clone());
         }
-        tidy_request(&mut tidied, Some("example.com"), &sender(trusted));
-        tidied
+        rewrite_request(&mut rewritten, Some("example.com"), &peer(trusted));
+        rewritten
     }
 
     #[test]
-    fn what_is_between_neighbours_is_not_handed_on() {
-        let tidied = tidied(
+    fn hop_by_hop_headers_are_not_forwarded() {
+        let rewritten = rewritten(
             &[
                 ("connection", "keep-alive, x-own"),
                 ("x-own", "1"),
@@ -177,33 +178,33 @@ mod tests {
             ],
             false,
         );
-        let mut names: Vec<_> = tidied.keys().map(HeaderName::as_str).collect();
+        let mut names: Vec<_> = rewritten.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         let kept = ["authorization", "cookie", "host", "last-event-id"];
-        let told = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
-        assert_eq!(names, [&kept[..], &told[..]].concat());
+        let added = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+        assert_eq!(names, [&kept[..], &added[..]].concat());
     }
 
     #[test]
-    fn only_a_trusted_proxy_is_believed() {
+    fn forwarding_headers_are_kept_only_from_a_trusted_proxy() {
         let lines = [
             ("x-forwarded-for", "198.51.100.1, 10.0.0.1"),
             ("x-forwarded-proto", "http"),
             ("forwarded", "for=198.51.100.1"),
         ];
-        let strange = tidied(&lines, false);
-        assert_eq!(strange["x-forwarded-for"], "192.0.2.7");
-        assert_eq!(strange["x-forwarded-proto"], "https");
-        assert!(!strange.contains_key("forwarded"));
-        let trusted = tidied(&lines, true);
+        let untrusted = rewritten(&lines, false);
+        assert_eq!(untrusted["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(untrusted["x-forwarded-proto"], "https");
+        assert!(!untrusted.contains_key("forwarded"));
+        let trusted = rewritten(&lines, true);
         assert_eq!(trusted["x-forwarded-for"], "198.51.100.1, 10.0.0.1, 192.0.2.7");
         assert_eq!(trusted["x-forwarded-proto"], "http");
         assert_eq!(trusted["x-forwarded-host"], "example.com");
     }
 
     #[test]
-    fn a_websocket_stays_one_and_cookies_become_one_line() {
-        let tidied = tidied(
+    fn an_upgrade_is_kept_and_cookies_are_joined() {
+        let rewritten = rewritten(
             &[
                 ("connection", "keep-alive, Upgrade"),
                 ("upgrade", "websocket"),
@@ -212,16 +213,16 @@ mod tests {
             ],
             false,
         );
-        assert_eq!(tidied["connection"], "upgrade");
-        assert_eq!(tidied["upgrade"], "websocket");
-        assert_eq!(tidied.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+        assert_eq!(rewritten["connection"], "upgrade");
+        assert_eq!(rewritten["upgrade"], "websocket");
+        assert_eq!(rewritten.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     }
 
     #[test]
-    fn a_loop_is_recognised() {
+    fn a_forwarded_request_is_recognised_by_via() {
         let mut headers = headers(&[("via", "1.1 proxy, 1.0 crossfade-b (x)")]);
-        assert!(signed(&headers, "crossfade-b") && !signed(&headers, "crossfade-a"));
-        sign(&mut headers, "crossfade-a");
-        assert!(signed(&headers, "crossfade-a"));
+        assert!(has_via(&headers, "crossfade-b") && !has_via(&headers, "crossfade-a"));
+        append_via(&mut headers, "crossfade-a");
+        assert!(has_via(&headers, "crossfade-a"));
     }
 }

@@ -1,4 +1,5 @@
-//! The old system of a test: an SSE server in Node, fed by a Redis of its own. Both end with the test.
+//! Legacy system for tests: an SSE server in Node.js (`tests/legacy/server.mjs`) that forwards Redis
+//! Pub/Sub. It is killed when the test ends.
 
 use std::process::Stdio;
 
@@ -10,27 +11,27 @@ use tokio::{
 
 use super::{eventually::soon, redis::PrivateRedis};
 
-/// The server.
-pub(crate) struct OldServer {
+/// A running legacy server.
+pub(crate) struct LegacyServer {
     pub(crate) url: String,
     child: Child,
 }
 
-impl OldServer {
-    /// Listens to this Redis.
+impl LegacyServer {
+    /// Starts a server that subscribes to this Redis.
     pub(crate) async fn start(redis: &PrivateRedis) -> Self {
         Self::with(&["--redis", socket(redis)], "http").await
     }
 
-    /// Speaks TLS, and listens to nothing.
+    /// Starts a server with TLS and without Redis.
     pub(crate) async fn with_tls(certificate: &str, key: &str) -> Self {
         Self::with(&["--tls", certificate, key], "https").await
     }
 
     async fn with(arguments: &[&str], scheme: &str) -> Self {
-        let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/legacy/server.mjs");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/legacy/server.mjs");
         let mut child = Command::new("node")
-            .arg(server)
+            .arg(script)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -38,7 +39,7 @@ impl OldServer {
             .spawn()
             .expect("node must be on PATH: apt-get install nodejs");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = soon("the old server listens", lines.next_line()).await.unwrap().unwrap();
+        let line = soon("the legacy server listens", lines.next_line()).await.unwrap().unwrap();
         let port = line.strip_prefix("listening ").unwrap();
         let host = if scheme == "https" { "localhost" } else { "127.0.0.1" };
         Self { url: format!("{scheme}://{host}:{port}"), child }
@@ -53,7 +54,7 @@ fn socket(redis: &PrivateRedis) -> &str {
     redis.0.url.split_once("://").unwrap().1
 }
 
-/// Publishes as an old publisher does. To how many.
+/// PUBLISHes a message and returns how many subscribers received it.
 pub(crate) async fn publish(redis: &PrivateRedis, channel: &str, payload: &str) -> usize {
     redis.0.run(cmd("PUBLISH").arg(channel).arg(payload)).await.unwrap()
 }

@@ -1,5 +1,4 @@
-//! Two nodes take in what is PUBLISHed, one at a time: however the one ends, each message is once in
-//! the log, and in order.
+//! Failover of the ingest lease: however the holder ends, each message is in the log once and in order.
 
 use std::{
     process::Command,
@@ -21,39 +20,39 @@ use crate::support::{
     spawn,
 };
 
-/// 200 a second: each message, and every fourth time one that is always the same.
+/// 200 messages a second; every fourth one has the same payload, on a channel of its own.
 const PERIOD: Duration = Duration::from_millis(5);
 
 struct Publisher {
     sent: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
-    running: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Publisher {
     async fn start(redis: &PrivateRedis) -> Self {
         let (sent, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let mut connection = redis.0.connection().await.unwrap();
-        let (counted, stopped) = (Arc::clone(&sent), Arc::clone(&stop));
-        let running = spawn(async move {
+        let (counter, stopped) = (Arc::clone(&sent), Arc::clone(&stop));
+        let task = spawn(async move {
             let mut tick = tokio::time::interval(PERIOD);
             while !stopped.load(Ordering::Relaxed) {
                 tick.tick().await;
-                let n = counted.load(Ordering::Relaxed);
+                let n = counter.load(Ordering::Relaxed);
                 let (channel, payload) = match n % 4 {
                     3 => ("room.same", "\"always the same\"".to_owned()),
                     _ => ("room.42", n.to_string()),
                 };
                 let publish = cmd("PUBLISH").arg(channel).arg(payload).clone();
                 publish.exec_async(&mut connection).await.unwrap();
-                counted.store(n + 1, Ordering::Relaxed);
+                counter.store(n + 1, Ordering::Relaxed);
             }
         });
-        Self { sent, stop, running }
+        Self { sent, stop, task }
     }
 
-    async fn until(&self, number: usize) {
-        eventually(format!("{number} are sent"), async || {
+    async fn until_sent(&self, number: usize) {
+        eventually(format!("{number} messages are sent"), async || {
             (number <= self.sent.load(Ordering::Relaxed)).then_some(())
         })
         .await;
@@ -61,13 +60,13 @@ impl Publisher {
 
     async fn stop(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
-        self.running.await.unwrap();
+        self.task.await.unwrap();
         self.sent.load(Ordering::Relaxed)
     }
 }
 
-/// The data of a whole log.
-async fn whole_log(api: &Api, channel: &str) -> Vec<Value> {
+/// The data of all events in a channel's log.
+async fn read_log(api: &Api, channel: &str) -> Vec<Value> {
     let (mut all, mut since) = (Vec::new(), String::new());
     loop {
         let path = format!("/api/channels/{channel}/history?limit=1000&reverse=false{since}");
@@ -83,7 +82,7 @@ async fn whole_log(api: &Api, channel: &str) -> Vec<Value> {
     }
 }
 
-/// Two nodes, the holder first.
+/// Starts two nodes; the first one holds the lease.
 async fn two_nodes(redis: &PrivateRedis, broker: &[(&str, &str)]) -> [GatewayProcess; 2] {
     let settings = [
         ("CROSSFADE_LEGACY__REDIS__URL", &*redis.0.url),
@@ -95,54 +94,54 @@ async fn two_nodes(redis: &PrivateRedis, broker: &[(&str, &str)]) -> [GatewayPro
     let first = GatewayProcess::start(&settings).await;
     Api::of(first.addr).until_metric("crossfade_legacy_holder", 1.0).await;
     let second = GatewayProcess::start(&settings).await;
-    eventually("both listen", async || {
+    eventually("both nodes are subscribed", async || {
         let marks = "crossfade-legacy:marks";
-        let heard: (String, usize) =
+        let subscribers: (String, usize) =
             redis.0.run(cmd("PUBSUB").arg("NUMSUB").arg(marks)).await.unwrap();
-        (heard.1 == 2).then_some(())
+        (subscribers.1 == 2).then_some(())
     })
     .await;
     assert_eq!(Api::of(second.addr).metric("crossfade_legacy_holder").await, 0.0);
     [first, second]
 }
 
-fn on_redis(redis: &PrivateRedis) -> Vec<(&str, &str)> {
+fn redis_broker(redis: &PrivateRedis) -> Vec<(&str, &str)> {
     vec![("CROSSFADE_BROKER__KIND", "redis"), ("CROSSFADE_BROKER__REDIS__URL", &redis.0.url)]
 }
 
-/// Everything that was sent is in the logs, once, in order.
+/// Asserts that every message sent is in the logs once and in order.
 async fn expect_all(api: &Api, sent: usize) {
     let numbers: Vec<_> = (0..sent).filter(|n| n % 4 != 3).map(Value::from).collect();
     let same = sent - numbers.len();
-    eventually("all is in the logs", async || {
-        let (log, always) = (whole_log(api, "room:42").await, whole_log(api, "room:same").await);
-        (numbers.len() <= log.len() && same <= always.len()).then_some(())
+    eventually("all messages are in the logs", async || {
+        let (log, same_log) = (read_log(api, "room:42").await, read_log(api, "room:same").await);
+        (numbers.len() <= log.len() && same <= same_log.len()).then_some(())
     })
     .await;
     api.until_metric("crossfade_legacy_backlog", 0.0).await;
-    assert_eq!(whole_log(api, "room:42").await, numbers);
-    assert_eq!(whole_log(api, "room:same").await.len(), same);
+    assert_eq!(read_log(api, "room:42").await, numbers);
+    assert_eq!(read_log(api, "room:same").await.len(), same);
 }
 
 #[tokio::test]
-async fn the_holder_is_killed() {
+async fn another_node_takes_over_from_a_killed_holder() {
     let redis = PrivateRedis::start().await;
-    let [mut holder, other] = two_nodes(&redis, &on_redis(&redis)).await;
+    let [mut holder, other] = two_nodes(&redis, &redis_broker(&redis)).await;
     let publisher = Publisher::start(&redis).await;
-    publisher.until(400).await;
+    publisher.until_sent(400).await;
     holder.kill().await;
     Api::of(other.addr).until_metric("crossfade_legacy_holder", 1.0).await;
     let sent = publisher.sent.load(Ordering::Relaxed);
-    publisher.until(sent + 200).await;
+    publisher.until_sent(sent + 200).await;
     let sent = publisher.stop().await;
     let api = Api::of(other.addr);
     expect_all(&api, sent).await;
-    let again = api.metric("crossfade_legacy_messages_total{outcome=\"duplicate\"}").await;
-    eprintln!("{sent} sent; the one who took over wrote {again} a second time");
+    let duplicates = api.metric("crossfade_legacy_messages_total{outcome=\"duplicate\"}").await;
+    eprintln!("{sent} messages sent, {duplicates} written twice");
 }
 
 #[tokio::test]
-async fn the_holder_is_killed_with_the_logs_in_postgres() {
+async fn another_node_takes_over_with_the_postgres_broker() {
     let redis = PrivateRedis::start().await;
     let postgres = PrivatePostgres::shared().await;
     let url = postgres.url(&postgres.create_database().await);
@@ -150,7 +149,7 @@ async fn the_holder_is_killed_with_the_logs_in_postgres() {
         [("CROSSFADE_BROKER__KIND", "postgres"), ("CROSSFADE_BROKER__POSTGRES__URL", &*url)];
     let [mut holder, other] = two_nodes(&redis, &broker).await;
     let publisher = Publisher::start(&redis).await;
-    publisher.until(400).await;
+    publisher.until_sent(400).await;
     holder.kill().await;
     Api::of(other.addr).until_metric("crossfade_legacy_holder", 1.0).await;
     let sent = publisher.stop().await;
@@ -158,11 +157,11 @@ async fn the_holder_is_killed_with_the_logs_in_postgres() {
 }
 
 #[tokio::test]
-async fn the_holder_stands_still_and_goes_on_as_if_nothing_were() {
+async fn a_paused_holder_that_resumes_writes_nothing_twice() {
     let redis = PrivateRedis::start().await;
-    let nodes = two_nodes(&redis, &on_redis(&redis)).await;
+    let nodes = two_nodes(&redis, &redis_broker(&redis)).await;
     let publisher = Publisher::start(&redis).await;
-    publisher.until(200).await;
+    publisher.until_sent(200).await;
     for (holder, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
         let signal = |name: &str| {
             let pid = holder.pid().to_string();
@@ -170,9 +169,9 @@ async fn the_holder_stands_still_and_goes_on_as_if_nothing_were() {
         };
         signal("-STOP");
         Api::of(other.addr).until_metric("crossfade_legacy_holder", 1.0).await;
-        publisher.until(publisher.sent.load(Ordering::Relaxed) + 200).await;
+        publisher.until_sent(publisher.sent.load(Ordering::Relaxed) + 200).await;
         signal("-CONT");
-        publisher.until(publisher.sent.load(Ordering::Relaxed) + 200).await;
+        publisher.until_sent(publisher.sent.load(Ordering::Relaxed) + 200).await;
         Api::of(holder.addr).until_metric("crossfade_legacy_holder", 0.0).await;
     }
     let sent = publisher.stop().await;
@@ -181,11 +180,11 @@ async fn the_holder_stands_still_and_goes_on_as_if_nothing_were() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_told_to_stop_hands_over_at_once() {
+async fn a_stopping_holder_releases_the_lease() {
     let redis = PrivateRedis::start().await;
-    let [mut holder, other] = two_nodes(&redis, &on_redis(&redis)).await;
+    let [mut holder, other] = two_nodes(&redis, &redis_broker(&redis)).await;
     let publisher = Publisher::start(&redis).await;
-    publisher.until(200).await;
+    publisher.until_sent(200).await;
     holder.terminate();
     assert!(holder.ended().await);
     Api::of(other.addr).until_metric("crossfade_legacy_holder", 1.0).await;
