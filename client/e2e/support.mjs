@@ -84,8 +84,8 @@ export class Gateway {
     // Until it has read its rollouts it sends everybody to SSE, and says that none is on.
     await eventually("its rollouts are read", async () => {
       const answer = await fetch(`${this.url}/api/route`);
-      const { because, transport } = answer.ok ? await answer.json() : {};
-      return because !== "off" || transport === "websocket";
+      const { reason, transport } = answer.ok ? await answer.json() : {};
+      return reason !== "off" || transport === "websocket";
     });
   }
 
