@@ -27,7 +27,7 @@ use crate::{
         assignment::Unit,
         cohort::Cohort,
         flag::{TAKEOVER, TRANSPORT},
-        measure::Fact,
+        measure::Observation,
         node_counts::{NodeCounts, share},
         registry::RolloutRecord,
         schedule::Stop,
@@ -240,7 +240,7 @@ impl Migrator {
         self.connections.is_here(&mut client_state, &unit, found.epoch);
         if first && found.weighs {
             let bytes = client.accounted(&client_state);
-            self.connections.rollouts.meter.record(&unit, Fact::Memory { bytes });
+            self.connections.rollouts.meter.record(&unit, Observation::Memory { bytes });
         }
         let assignment = flag.assignment(&unit, self.connections.rollouts.registry.environment());
         tally.users_new += u64::from(first && assignment.new);

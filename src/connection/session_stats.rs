@@ -20,7 +20,7 @@ use crate::{
     protocol::{CloseCode, MemberId, Position, frame::ResetReason},
     rollout::{
         assignment::Unit,
-        measure::{Fact, Resume},
+        measure::{Observation, Resume},
     },
 };
 
@@ -85,16 +85,18 @@ impl Connections {
         let unit = client_state.unit();
         drop(client_state);
         let to_new = !client.format.is_sse();
-        self.rollouts.meter.record(&unit, Fact::Assigned);
-        self.rollouts.meter.record(&unit, Fact::Connect { ok: true, to_new, moved });
-        self.rollouts.meter.record(&unit, Fact::Arrived);
+        self.rollouts.meter.record(&unit, Observation::Assigned);
+        self.rollouts
+            .meter
+            .record(&unit, Observation::Connect { ok: true, to_new, migrated: moved });
+        self.rollouts.meter.record(&unit, Observation::SessionStarted);
     }
 
     /// A client is here; it may have come before the rollout began.
     pub(super) fn is_here(&self, client_state: &mut ClientState, unit: &Unit, epoch: Option<u64>) {
         if let Some(epoch) = epoch.filter(|epoch| client_state.account.epoch < *epoch) {
             client_state.account.epoch = epoch;
-            self.rollouts.meter.record(unit, Fact::Arrived);
+            self.rollouts.meter.record(unit, Observation::SessionStarted);
         }
     }
 
@@ -110,7 +112,7 @@ impl Connections {
         let shown = client_state.session.subscriptions().any(|one| one.link.entered.is_some());
         drop(client_state);
         if for_good {
-            return self.rollouts.meter.left(&unit, epoch);
+            return self.rollouts.meter.session_ended(&unit, epoch);
         }
         let departure =
             DisconnectedSession { unit, epoch, at: Instant::now(), ours: is_ours(code), shown };
@@ -129,10 +131,10 @@ impl Connections {
         let Some(departure) = departure else { return };
         let away = departure.at.elapsed();
         if !by_plan && !departure.ours && away < COMES_BACK {
-            self.rollouts.meter.record(&departure.unit, Fact::Interrupted);
+            self.rollouts.meter.record(&departure.unit, Observation::Interrupted);
             // The others were told that it had left.
             if departure.shown && self.cluster.config().presence_grace < away {
-                self.rollouts.meter.record(&departure.unit, Fact::Flapped);
+                self.rollouts.meter.record(&departure.unit, Observation::Flapped);
             }
         }
         self.forget([departure]);
@@ -141,7 +143,7 @@ impl Connections {
     /// A connection that was not known to be broken was replaced by another one.
     pub(super) fn was_interrupted(&self, client: &Client) {
         let unit = client.state().unit();
-        self.rollouts.meter.record(&unit, Fact::Interrupted);
+        self.rollouts.meter.record(&unit, Observation::Interrupted);
     }
 
     /// Nobody waits longer for those who have not come back.
@@ -163,15 +165,17 @@ impl Connections {
         let first = !std::mem::replace(&mut client_state.account.resumed, true);
         let unit = client_state.unit();
         match lost {
-            None if first => self.rollouts.meter.record(&unit, Fact::Resumed(Resume::Whole)),
+            None if first => {
+                self.rollouts.meter.record(&unit, Observation::Resumed(Resume::Complete))
+            }
             None => {}
             Some(reason) => {
-                self.rollouts.meter.record(&unit, Fact::Resumed(Resume::Reset));
+                self.rollouts.meter.record(&unit, Observation::Resumed(Resume::Reset));
                 if reason == ResetReason::Expired && since.epoch == head.epoch {
                     let missed = head.offset.saturating_sub(since.offset);
                     // A client says itself where it was: its word weighs little.
                     let events = u32::try_from(missed).unwrap_or(u32::MAX).min(MISSED);
-                    self.rollouts.meter.record(&unit, Fact::Dropped { events });
+                    self.rollouts.meter.record(&unit, Observation::Dropped { events });
                 }
             }
         }
@@ -181,13 +185,13 @@ impl Connections {
     pub(super) fn requested(&self, client: &Arc<Client>, ok: bool) {
         if self.rollouts.meter.epoch().is_some() {
             let unit = client.state().unit();
-            self.rollouts.meter.record(&unit, Fact::Request { ok });
+            self.rollouts.meter.record(&unit, Observation::Request { ok });
         }
     }
 
     fn forget(&self, departures: impl IntoIterator<Item = DisconnectedSession>) {
         for DisconnectedSession { unit, epoch, .. } in departures {
-            self.rollouts.meter.left(&unit, epoch);
+            self.rollouts.meter.session_ended(&unit, epoch);
         }
     }
 }
