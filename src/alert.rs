@@ -1,10 +1,9 @@
-//! Alerts: what people are told of rollouts, kept until one says that it was seen, and sent to
-//! webhooks.
+//! Rollout alerts: raised without waiting, stored until acknowledged, posted to webhooks.
 //!
-//! Whoever raises an alert never waits. The last [`KEPT`] are one record of the store, so every node
-//! shows the same; the node that raised one sends it, and when that node dies another does
-//! (`keeper`). How a webhook is spoken to is `webhook`'s business. Knows no rollout: it is told what
-//! happened, in words.
+//! The last [`MAX_ALERTS`] are one record of the store, so every node shows the same list. The node
+//! that raised an alert sends it; if that node dies, another node takes over (`dispatcher`). How a
+//! webhook is called is up to `webhook`. Knows nothing about rollouts: an alert is text with a kind
+//! and figures.
 
 mod alert_log;
 mod breaker;
@@ -27,11 +26,11 @@ use uuid::Uuid;
 use self::{
     alert_log::AlertLog,
     dispatcher::AlertDispatcher,
-    webhook::{Post, WebhookQueue},
+    webhook::{WebhookQueue, WebhookSender},
 };
 pub use self::{
-    alert_log::{Acknowledged, StoredAlert},
-    webhook::{Address, WebhookConfig},
+    alert_log::{Acknowledgement, StoredAlert},
+    webhook::{WebhookConfig, WebhookUrl},
 };
 use crate::{
     broker::{BrokerError, store::Store},
@@ -43,25 +42,26 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlertConfig {
-    /// The same text about the same component is not raised again within this time.
+    /// The same text about the same component raises no second alert within this time.
     #[serde(with = "humantime_serde")]
     pub repeat_after: Duration,
-    /// A webhook's answer is there within this time.
+    /// Timeout of one webhook request.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// The first pause before a webhook is tried again is a random part of this. It doubles.
+    /// Upper bound of the first random pause before a webhook is retried. Doubles with each
+    /// attempt.
     #[serde(with = "humantime_serde")]
     pub backoff_min: Duration,
-    /// The pause does not grow beyond this.
+    /// Largest bound of that pause.
     #[serde(with = "humantime_serde")]
     pub backoff_max: Duration,
-    /// After this long a webhook is not tried again with the same alert.
+    /// An alert is not retried after this time.
     #[serde(with = "humantime_serde")]
     pub give_up: Duration,
-    /// What was not sent for this long by a node that is gone is sent by another.
+    /// Another node takes over an alert that a dead node has not sent for this long.
     #[serde(with = "humantime_serde")]
     pub take_over: Duration,
-    /// Who is told.
+    /// The webhooks that alerts are sent to.
     pub webhook: Vec<WebhookConfig>,
 }
 
@@ -80,61 +80,61 @@ impl Default for AlertConfig {
 }
 
 impl AlertConfig {
-    /// Whether the webhooks can be used as they are configured.
+    /// Checks the webhooks.
     ///
     /// # Errors
-    /// Says which setting is wrong and what would be right.
+    /// Names the invalid key and the values it accepts.
     pub fn check(&self) -> Result<(), AlertError> {
-        webhook::read(self).map(drop)
+        webhook::parse_targets(self).map(drop)
     }
 }
 
-/// Why there can be no alerts as configured.
+/// An invalid setting of `[alerts]`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {reason}")]
 pub struct AlertError {
-    /// Which setting.
+    /// The configuration key.
     pub key: String,
-    /// What is wrong with it, and what would be right.
+    /// What is wrong with the value, and what to set instead.
     pub reason: String,
 }
 
-/// What kind of thing happened.
+/// What an alert is about. The names match the actions of the rollout journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AlertKind {
-    /// A rollout began, or began anew.
+    /// A rollout was started or restarted.
     Start,
-    /// Its settings or its percentage were changed by hand.
+    /// Its settings or its percentage were changed by an operator.
     Set,
-    /// More users are on the new side.
+    /// The percentage increased.
     Advance,
-    /// It waits for a person's word.
+    /// The rollout waits for approval.
     Approval,
-    /// Somebody approved.
+    /// An operator approved the next step.
     Approve,
-    /// Something keeps it from going on.
+    /// The rollout holds.
     Hold,
-    /// Somebody paused it.
+    /// An operator paused it.
     Pause,
-    /// Somebody let it go on.
+    /// An operator resumed it.
     Resume,
-    /// Both sides do not deliver the same.
+    /// The two sides deliver different events.
     Validation,
-    /// It was taken back.
+    /// The rollout was rolled back.
     Rollback,
-    /// Nobody new is moved any more.
+    /// The rollout was stopped.
     Stop,
-    /// Everybody is on the new side.
+    /// The rollout reached 100 %.
     Complete,
-    /// Everything was stopped.
+    /// All rollouts were stopped.
     EmergencyStop,
     /// Anything else.
     Other,
 }
 
 impl AlertKind {
-    /// What an action of the journal is.
+    /// The kind of alert for an action of the rollout journal.
     pub fn of_action(action: &str) -> Self {
         let name =
             serde_json::Value::from(if action == "validated" { "validation" } else { action });
@@ -142,152 +142,154 @@ impl AlertKind {
     }
 }
 
-/// What people are to be told.
+/// An alert to raise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alert {
-    /// About which rollout.
+    /// The rollout it is about.
     pub component: String,
-    /// What kind of thing happened.
-    pub happening: AlertKind,
-    /// Whether somebody should be woken.
+    /// What it is about.
+    pub kind: AlertKind,
+    /// Whether an operator should be paged.
     pub urgent: bool,
-    /// What happened, and why.
+    /// What happened, and why. Truncated after 2048 bytes.
     pub text: String,
-    /// What was measured.
+    /// Measurements that belong to it. Dropped if larger than 4096 bytes.
     pub figures: Option<serde_json::Value>,
 }
 
-/// Where alerts are raised.
+/// The origin of alerts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// What kind of place.
+pub struct AlertSource {
+    /// Environment, as in `auth.environment`.
     pub environment: String,
-    /// Which node.
+    /// Name of the node.
     pub node: String,
 }
 
-/// How many alerts are kept; the oldest are forgotten first.
-pub const KEPT: usize = 500;
+/// Number of alerts that are stored; the oldest are dropped first.
+pub const MAX_ALERTS: usize = 500;
 
-/// Alerts that wait to be kept.
-const WAITING: usize = 256;
+/// Raised alerts that wait for the dispatcher.
+const QUEUE_CAPACITY: usize = 256;
 
-/// Bytes of a text, and of figures.
-const TEXT_BYTES: usize = 2048;
-const FIGURES_BYTES: usize = 4096;
+/// Size limits of an alert's text and figures.
+const MAX_TEXT_BYTES: usize = 2048;
+const MAX_FIGURES_BYTES: usize = 4096;
 
-/// Raises, keeps and shows alerts.
+/// Raises, lists and acknowledges alerts.
 #[derive(Debug)]
 pub struct Alerts {
-    place: Place,
-    /// This life of this node: two nodes may have one name.
-    me: Uuid,
-    book: AlertLog,
-    raised: mpsc::Sender<StoredAlert>,
+    source: AlertSource,
+    /// Identifies this run of the node, because two nodes can have the same name.
+    instance: Uuid,
+    log: AlertLog,
+    queue: mpsc::Sender<StoredAlert>,
     lost: AtomicU64,
 }
 
 impl Alerts {
-    /// Begins to keep what is raised, and to tell the webhooks.
+    /// Starts the dispatcher and one task per webhook.
     ///
     /// # Errors
-    /// Says which webhook cannot be used.
+    /// Names the webhook setting that is invalid.
     pub fn start(
         store: Arc<dyn Store>,
         config: &AlertConfig,
-        place: Place,
+        source: AlertSource,
         metrics: &Metrics,
         stage: &Stage,
     ) -> Result<Arc<Self>, AlertError> {
-        let (raised, waiting) = mpsc::channel(WAITING);
-        // Each webhook has at most all that is kept to tell of.
-        let (told, hears) = mpsc::channel(KEPT);
-        let mut hooks = Vec::new();
-        for target in webhook::read(config)? {
-            let (post, posted) = mpsc::channel(KEPT);
-            hooks.push(WebhookQueue { filter: target.filter(), post });
-            let postman = Post::new(target, config, metrics, told.clone())?;
+        let (queue, queued) = mpsc::channel(QUEUE_CAPACITY);
+        // Large enough for the results of every stored alert.
+        let (results, results_in) = mpsc::channel(MAX_ALERTS);
+        let mut webhooks = Vec::new();
+        for target in webhook::parse_targets(config)? {
+            let (sender, receiver) = mpsc::channel(MAX_ALERTS);
+            webhooks.push(WebhookQueue { filter: target.filter(), queue: sender });
+            let webhook = WebhookSender::new(target, config, metrics, results.clone())?;
             let stopping = stage.stopping().clone();
             stage.spawn("webhook", async move {
-                let _ = stopping.run_until_cancelled(Box::pin(postman.run(posted))).await;
+                let _ = stopping.run_until_cancelled(Box::pin(webhook.run(receiver))).await;
             });
         }
-        let me = Uuid::new_v4();
-        let book = AlertLog::new(store, config.repeat_after);
+        let instance = Uuid::new_v4();
+        let log = AlertLog::new(store, config.repeat_after);
         let lost = AtomicU64::new(0);
-        let this = Arc::new(Self { place, me, book, raised, lost });
+        let this = Arc::new(Self { source, instance, log, queue, lost });
         let count = metrics.alerts.clone();
-        let keeper = AlertDispatcher::new(Arc::clone(&this), hooks, config, count);
+        let dispatcher = AlertDispatcher::new(Arc::clone(&this), webhooks, config, count);
         let stopping = stage.stopping().clone();
-        stage.spawn("alerts", Box::pin(keeper.run(waiting, hears, stopping)));
+        stage.spawn("alerts", Box::pin(dispatcher.run(queued, results_in, stopping)));
         Ok(this)
     }
 
-    /// Tells people. Never waits: what does not fit is counted and said in the log.
+    /// Raises an alert. Never waits: if the queue is full, the alert is only logged and counted as
+    /// lost.
     pub fn raise(&self, alert: Alert) {
-        let Alert { component, happening, urgent, mut text, figures } = alert;
-        if TEXT_BYTES < text.len() {
-            let end = (0..=TEXT_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let Alert { component, kind, urgent, mut text, figures } = alert;
+        if MAX_TEXT_BYTES < text.len() {
+            let end = (0..=MAX_TEXT_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
             text.truncate(end);
             text.push('…');
         }
-        let small = |figures: &serde_json::Value| figures.to_string().len() <= FIGURES_BYTES;
-        let kept = StoredAlert {
+        let fits = |figures: &serde_json::Value| figures.to_string().len() <= MAX_FIGURES_BYTES;
+        let stored = StoredAlert {
             id: Uuid::now_v7(),
-            happening,
+            kind,
             component,
             at: lifecycle::unix_ms(),
             urgent,
             text,
-            figures: figures.filter(small),
-            environment: self.place.environment.clone(),
-            node: self.place.node.clone(),
+            figures: figures.filter(fits),
+            environment: self.source.environment.clone(),
+            node: self.source.node.clone(),
             acknowledged: None,
-            sender: self.me,
+            sender: self.instance,
             unsent: Vec::new(),
             sent_to: Vec::new(),
             failed: Vec::new(),
         };
-        if let Err(err) = self.raised.try_send(kept) {
+        if let Err(err) = self.queue.try_send(stored) {
             self.lost.fetch_add(1, Ordering::Relaxed);
             let (mpsc::error::TrySendError::Full(alert) | mpsc::error::TrySendError::Closed(alert)) =
                 err;
             warn!(
                 component = alert.component,
                 text = alert.text,
-                "an alert is told here only: too many wait to be kept"
+                "alert dropped, it is neither stored nor sent: the queue is full"
             );
         }
     }
 
-    /// How many could not be kept for want of room, since the node started.
+    /// Number of alerts dropped because the queue was full, since the node started.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Those that are kept, the newest first.
+    /// The stored alerts, newest first.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn list(&self) -> Result<Vec<StoredAlert>, BrokerError> {
-        self.book.read().await
+        self.log.read().await
     }
 
-    /// Somebody has seen one. Who was first stays so. None where there is no such alert.
+    /// Acknowledges an alert; a second acknowledgement keeps the first. None if there is no such
+    /// alert.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn acknowledge(
         &self,
         id: Uuid,
         by: &str,
     ) -> Result<Option<StoredAlert>, BrokerError> {
         let at = lifecycle::unix_ms();
-        self.book
+        self.log
             .change(|alerts| {
                 let alert = alerts.iter_mut().find(|alert| alert.id == id)?;
-                let first = || Acknowledged { by: by.to_owned(), at };
-                alert.acknowledged.get_or_insert_with(first);
+                let acknowledgement = || Acknowledgement { by: by.to_owned(), at };
+                alert.acknowledged.get_or_insert_with(acknowledgement);
                 Some(alert.clone())
             })
             .await

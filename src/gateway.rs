@@ -15,7 +15,7 @@ mod rollout_notifier;
 
 use self::rollout_notifier::RolloutNotifier;
 use crate::{
-    alert::{AlertError, Alerts, Place},
+    alert::{AlertError, AlertSource, Alerts},
     auth::{Auth, AuthError},
     broker::{
         Broker, BrokerError, BrokerKind, Feed, Health,
@@ -84,8 +84,10 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new());
         let background = &lifecycle.background;
         let node = Node::start(&config.node, &config.dedup, broker, metrics, background);
-        let place =
-            Place { environment: config.auth.environment.clone(), node: node.name().to_string() };
+        let place = AlertSource {
+            environment: config.auth.environment.clone(),
+            node: node.name().to_string(),
+        };
         // They lean on the store, so they end before it.
         let stage = &lifecycle.cluster;
         let alerts = Alerts::start(node.store(), &config.alerts, place, node.metrics(), stage)?;

@@ -1,10 +1,10 @@
-//! Validation: whether both sides of a rollout deliver the same, tried on the gateway itself.
+//! Validation: whether both sides of a rollout deliver the same events, on the running gateway.
 //!
-//! Synthetic sessions subscribe through both sides, by real sockets to the address that clients come
-//! to, and what they get is compared event by event (`compare`, pure). Half of them read channels
-//! that others read here at the moment, the other half a channel of their own, to which probes are
-//! published: so there is something to compare on a quiet day. They come in by passes that count
-//! once (`auth::Pass`), and count in no figures of a rollout.
+//! Synthetic sessions subscribe through both sides, over real sockets to the address that clients
+//! use, and the events they receive are compared one by one (`compare`, pure). Half of the sessions
+//! read channels that clients of this node read at the moment; the other half read a channel of
+//! their own, to which probes are published, so that there are events to compare without traffic.
+//! They authenticate with single-use internal tickets, and count in no measurement of a rollout.
 
 pub mod compare;
 mod listener;
@@ -34,108 +34,108 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ValidationConfig {
-    /// An address that leads to this very node, such as that of a proxy in front of it; unset, the
-    /// node's own.
+    /// An address that leads to this very node, such as that of a proxy in front of it. Unset: the
+    /// address that the node listens on.
     pub through: Option<SocketAddr>,
 }
 
-/// Sessions of a run, on each side.
+/// Most sessions per side.
 pub const SESSIONS_MAX: usize = 1000;
 
-/// How long a run may listen.
+/// Longest duration of a run.
 pub const SECONDS_MAX: u64 = 60;
 
-/// Where the newest outcomes are kept.
+/// Prefix of the store keys of the latest outcomes.
 const KEY: &str = "validation/";
 
-/// Tries to win against others who write at the same time.
-const TRIES: usize = 8;
+/// Most attempts of a compare-and-set against concurrent writers.
+const MAX_ATTEMPTS: usize = 8;
 
-/// What both sides got.
+/// What each side received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sides {
-    /// The one that is left.
+    /// The side that clients are migrated from.
     pub old: Counts,
-    /// The one that is moved to.
+    /// The side that clients are migrated to.
     pub new: Counts,
 }
 
-/// What came of a run.
+/// The outcome of a validation run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Of which rollout.
+    /// The rollout that was validated.
     pub component: Component,
-    /// Which phase of a plan it was asked for, if that was said.
+    /// The phase of a plan that asked for the validation, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<u64>,
-    /// When it was over, in milliseconds since 1970.
+    /// When it ended, in milliseconds since 1970.
     pub at: u64,
-    /// On which node.
+    /// Name of the node it ran on.
     pub node: String,
-    /// How long it listened.
+    /// Duration in seconds.
     pub seconds: u64,
-    /// Sessions on each side.
+    /// Sessions per side.
     pub sessions: usize,
-    /// Events that each side should have got, summed over its sessions.
+    /// Events that each side should have received, summed over its sessions.
     pub events: u64,
-    /// Side by side.
+    /// Counts per side.
     pub sides: Sides,
-    /// Of both sides, as the next four.
+    /// Events that a side did not receive; this and the next four are summed over both sides.
     pub missing: u64,
-    /// Times an event came again.
+    /// Repeated deliveries of an event.
     pub duplicated: u64,
-    /// Events that came after a later one.
+    /// Events delivered after a later one.
     pub reordered: u64,
-    /// Events that say something else on the other side.
+    /// Events whose content differs between the sides.
     pub different: u64,
-    /// Events that came long after the other side had them.
+    /// Events delivered more than half a second later than on the other side.
     pub late: u64,
-    /// Whether both sides deliver the same.
+    /// Whether both sides delivered the same events.
     pub passed: bool,
-    /// The same in words.
-    pub sentence: String,
-    /// Some of the events that are not as they should be.
+    /// The outcome in one sentence.
+    pub summary: String,
+    /// Up to ten discrepancies.
     pub examples: Vec<Example>,
 }
 
 impl Outcome {
-    /// What differs, if something does.
-    pub fn differs(&self) -> Option<String> {
-        (!self.passed).then(|| self.sentence.clone())
+    /// The summary, if the validation failed.
+    pub fn difference(&self) -> Option<String> {
+        (!self.passed).then(|| self.summary.clone())
     }
 }
 
-/// Why there is no outcome.
+/// Why a validation has no outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum ValidationError {
-    /// It is no transport.
+    /// The component has no two transports to compare.
     #[error(
         "there is nothing to compare for {0}: only {TRANSPORT} has two sides that a client can \
          subscribe through; the legacy takeover compares in its shadow mode"
     )]
     NothingToCompare(Component),
-    /// One at a time.
+    /// A validation of the component is running on this node.
     #[error("a validation of {0} is running on this node: wait for its outcome")]
     Running(Component),
-    /// Nothing can be said about either side.
-    #[error("the validation could not be done: {0}")]
+    /// The run failed, so nothing is known about either side.
+    #[error("validation failed to run: {0}")]
     Failed(String),
-    /// The broker is away.
+    /// The broker is unavailable.
     #[error(transparent)]
     Broker(#[from] BrokerError),
 }
 
-/// Compares the sides of a rollout.
+/// Runs validations, at most one per component at a time.
 #[derive(Debug)]
 pub struct Validator {
     auth: Arc<Auth>,
     node: Arc<Node>,
-    door: SelfConnector,
+    connector: SelfConnector,
     running: Mutex<HashSet<Component>>,
     stopping: CancellationToken,
 }
 
-/// Ends with the run, however that ends.
+/// Marks a component as being validated, until dropped.
 struct Running<'a> {
     validator: &'a Validator,
     component: &'a Component,
@@ -148,20 +148,22 @@ impl Drop for Running<'_> {
 }
 
 impl Validator {
-    /// One that comes in by this door.
+    /// A validator whose sessions connect through `connector`.
     pub fn new(
         auth: Arc<Auth>,
         node: Arc<Node>,
-        door: SelfConnector,
+        connector: SelfConnector,
         stopping: CancellationToken,
     ) -> Arc<Self> {
-        Arc::new(Self { auth, node, door, running: Mutex::default(), stopping })
+        Arc::new(Self { auth, node, connector, running: Mutex::default(), stopping })
     }
 
-    /// Compares both sides with so many sessions on each, for so long, and keeps the outcome.
+    /// Compares both sides with `sample` sessions each for `duration`, and stores the outcome. Both
+    /// are clamped to their limits.
     ///
     /// # Errors
-    /// Says why nothing can be said.
+    /// When there are no two sides to compare, a validation is already running, or no outcome was
+    /// reached.
     pub async fn validate(
         &self,
         component: &Component,
@@ -171,7 +173,7 @@ impl Validator {
         self.validate_phase(component, None, sample, duration).await
     }
 
-    /// The same for a phase of somebody's plan, which the outcome names.
+    /// Like [`validate`](Self::validate), for a phase of a plan that the outcome names.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
@@ -195,35 +197,36 @@ impl Validator {
         let ended = self.stopping.run_until_cancelled(run).await;
         let stopping = || ValidationError::Failed("this node is stopping".to_owned());
         let outcome = Outcome { phase, ..ended.ok_or_else(stopping)?? };
-        info!(%component, passed = outcome.passed, "validation: {}", outcome.sentence);
-        if let Err(err) = self.keep(&outcome).await {
-            warn!(%component, %err, "the outcome of a validation could not be kept");
+        info!(%component, passed = outcome.passed, "validation: {}", outcome.summary);
+        if let Err(err) = self.save(&outcome).await {
+            warn!(%component, %err, "validation outcome not stored");
         }
         Ok(outcome)
     }
 
-    /// The newest outcome, on whichever node it was.
+    /// The latest outcome of a component, from any node.
     ///
     /// # Errors
-    /// When the store is away.
-    pub async fn newest(&self, component: &Component) -> Result<Option<Outcome>, BrokerError> {
+    /// When the store is unavailable.
+    pub async fn latest(&self, component: &Component) -> Result<Option<Outcome>, BrokerError> {
         let record = self.store().get(&format!("{KEY}{component}")).await?;
         Ok(record.and_then(|record| serde_json::from_str(&record.value).ok()))
     }
 
-    async fn keep(&self, outcome: &Outcome) -> Result<(), BrokerError> {
+    async fn save(&self, outcome: &Outcome) -> Result<(), BrokerError> {
         let (store, key) = (self.store(), format!("{KEY}{}", outcome.component));
-        let mut found = store.get(&key).await?;
-        for _ in 0..TRIES {
-            let newest = found.as_ref().and_then(|found| serde_json::from_str(&found.value).ok());
-            if newest.is_some_and(|newest: Outcome| outcome.at < newest.at) {
+        let mut record = store.get(&key).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            let latest =
+                record.as_ref().and_then(|record| serde_json::from_str(&record.value).ok());
+            if latest.is_some_and(|latest: Outcome| outcome.at < latest.at) {
                 return Ok(());
             }
-            let expected = found.as_ref().map_or(0, |record| record.version);
+            let expected = record.as_ref().map_or(0, |record| record.version);
             let value = serde_json::to_string(outcome).unwrap_or_default();
             match store.put(&key, Write { expected, value, note: None }).await? {
                 Written::Done(_) => return Ok(()),
-                Written::Conflict(now) => found = now,
+                Written::Conflict(now) => record = now,
             }
         }
         Ok(())

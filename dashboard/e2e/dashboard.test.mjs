@@ -106,7 +106,7 @@ test("each guardrail shows both arms, interval and limit, and one over time", as
   const row = page.getByRole("row", { name: /^Interruptions/i });
   await says(
     row,
-    /8\.2.%.*41 of 500.*2\.53.%.*38 of 1.500.*3\.24.×.*1\.62 to 6\.1.×.*1\.1.×.*evidence 6\.1 of 4\.6.*broken/s,
+    /8\.2.%.*41 of 500.*2\.53.%.*38 of 1.500.*3\.24.×.*1\.62 to 6\.1.×.*1\.1.×.*evidence 6\.1 of 4\.6.*violated/s,
   );
   assert.equal(
     await page

@@ -102,7 +102,7 @@ test(
       await tab.screenshot({ path: join(shots, "gateway-well.png"), fullPage: true });
       await banner(/Rolled back.*by gateway.*because/, 150_000);
       // What broke stays to be seen.
-      await tab.locator('tr[data-outcome="broken"]').first().waitFor({ timeout: 10_000 });
+      await tab.locator('tr[data-outcome="violated"]').first().waitFor({ timeout: 10_000 });
       await pause(1_000);
       await tab.screenshot({ path: join(shots, "gateway-rolled-back.png"), fullPage: true });
       assert.deepEqual(complaints, []);

@@ -117,7 +117,7 @@ function ofFlag(flag: Flag, said: Dashboard): Judgement[] {
 }
 
 const told = (verdicts: Verdict[]) =>
-  verdicts.map((one) => sentence(one.sentence || `${called(one.name)} is broken`)).join(" ");
+  verdicts.map((one) => sentence(one.summary || `${called(one.name)} is broken`)).join(" ");
 
 function andThen(flag: Flag, said: Dashboard): string {
   if (said.evaluator === null || said.cutOffMs != null)
@@ -174,9 +174,9 @@ function going(flag: Flag, verdicts: Verdict[], said: Dashboard): [Level, string
     said.flags.length > 1 || said.figures?.live == null
       ? ""
       : `, ${percent(said.figures.live)} of connections`;
-  const kept = verdicts.filter((one) => one.outcome === "kept").length;
+  const kept = verdicts.filter((one) => one.outcome === "passed").length;
   const early = verdicts.filter((one) => one.outcome === "unknown").length;
-  const told = verdicts.filter((one) => one.outcome === "broken");
+  const told = verdicts.filter((one) => one.outcome === "violated");
   const rails = [
     kept ? `${kept} guardrails kept` : "",
     early ? `${early} too early to tell` : "",

@@ -2,7 +2,7 @@
 // that an operator needs at 3 a.m. draws what it got. Knows no page and no network.
 
 export type Demand = "nothing" | "hold" | "roll_back";
-export type Outcome = "kept" | "broken" | "unknown";
+export type Outcome = "passed" | "violated" | "unknown";
 export type Status =
   | "pending"
   | "running"
@@ -16,8 +16,8 @@ export const STOPS = ["freeze", "stop-and-keep", "drain-back", "hard"] as const;
 export type Stop = (typeof STOPS)[number];
 
 export interface Counts {
-  with: number;
-  of: number;
+  affected: number;
+  total: number;
 }
 
 export interface Verdict {
@@ -33,7 +33,7 @@ export interface Verdict {
   threshold: number | null;
   logE: number | null;
   logENeeded: number | null;
-  sentence: string;
+  summary: string;
 }
 
 export interface Step {
@@ -366,8 +366,8 @@ function arm(value: unknown): Arm {
 }
 
 const counts = (value: unknown): Counts => ({
-  with: count(object(value).with),
-  of: count(object(value).of),
+  affected: count(object(value).affected),
+  total: count(object(value).total),
 });
 /** Bounds are called by either of two names. */
 const low = (said: Json) => number(said.low ?? said.lower);
@@ -377,7 +377,7 @@ function verdict(said: Json): Verdict {
   return {
     name: text(said.name),
     mode: text(said.mode) || "guardrail",
-    outcome: oneOf(said.outcome, ["kept", "broken", "unknown"] as const, "unknown"),
+    outcome: oneOf(said.outcome, ["passed", "violated", "unknown"] as const, "unknown"),
     demand: oneOf(said.demand, ["nothing", "hold", "roll_back"] as const, "nothing"),
     new: counts(said.new),
     control: counts(said.control),
@@ -386,7 +386,7 @@ function verdict(said: Json): Verdict {
     threshold: number(said.threshold),
     logE: number(said.log_e),
     logENeeded: number(said.log_e_needed),
-    sentence: text(said.sentence),
+    summary: text(said.summary),
   };
 }
 

@@ -22,14 +22,14 @@ export function percent(value: number | null | undefined): string {
   return value == null ? "–" : `${short(value)}${THIN}%`;
 }
 
-export function share({ with: some, of }: Counts): number | null {
+export function share({ affected: some, total: of }: Counts): number | null {
   return of > 0 ? (100 * some) / of : null;
 }
 
 /** 31 of 500 (6.2 %). */
 export function counted(counts: Counts): string {
-  if (counts.of === 0) return counts.with === 0 ? "none" : many(counts.with);
-  return `${many(counts.with)} of ${many(counts.of)} (${percent(share(counts))})`;
+  if (counts.total === 0) return counts.affected === 0 ? "none" : many(counts.affected);
+  return `${many(counts.affected)} of ${many(counts.total)} (${percent(share(counts))})`;
 }
 
 export function milliseconds(value: number | null | undefined): string {

@@ -20,7 +20,7 @@ describe("whether to worry", () => {
       "rolled-back",
       "alarm",
       "Rolled back",
-      /by the gateway, 40 s ago, because interruptions befall/,
+      /by the gateway, 40 s ago, because interruptions affect/,
     ],
     ["stopped", "alarm", "Emergency stop", /by user maria.*database behind both sides/],
     ["cut-off", "worry", "Cut off", /cannot reach the store since 12 s/],

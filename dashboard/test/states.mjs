@@ -15,43 +15,43 @@ function random(seed) {
 const verdict = (name, mode, more) => ({
   name,
   mode,
-  outcome: "kept",
+  outcome: "passed",
   demand: "nothing",
-  new: { with: 0, of: 500 },
-  control: { with: 0, of: 1500 },
+  new: { affected: 0, total: 500 },
+  control: { affected: 0, total: 1500 },
   estimate: null,
   interval: null,
   threshold: 1.1,
   log_e: null,
   log_e_needed: null,
-  sentence: `${name}: no sign of harm`,
+  summary: `${name}: no sign of harm`,
   ...more,
 });
 
 const wire = (name, mode, [some, of], [others, all], threshold, more = {}) =>
   verdict(name, mode, {
-    new: { with: some, of },
-    control: { with: others, of: all },
+    new: { affected: some, total: of },
+    control: { affected: others, total: all },
     estimate: of ? (100 * some) / of : null,
     threshold,
-    sentence: `failures in the new arm: ${some} of ${of} (${((100 * some) / of).toFixed(2)} %), limit ${threshold} %`,
+    summary: `failures in the new arm: ${some} of ${of} (${((100 * some) / of).toFixed(2)} %), limit ${threshold} %`,
     ...more,
   });
 
 const compared = (name, mode, [some, others], [estimate, lower, upper], log_e, more = {}) =>
   verdict(name, mode, {
-    new: { with: some, of: 500 },
-    control: { with: others, of: 1500 },
+    new: { affected: some, total: 500 },
+    control: { affected: others, total: 1500 },
     estimate,
     interval: { lower, upper },
     log_e,
     log_e_needed: 4.6,
-    sentence: `${name}: ${some} of 500 (${((100 * some) / 500).toFixed(2)} %) users of the new arm against ${others} of 1500, no sign of harm`,
+    summary: `${name}: ${some} of 500 (${((100 * some) / 500).toFixed(2)} %) users of the new arm against ${others} of 1500, no sign of harm`,
     ...more,
   });
 
 export const BROKEN_SENTENCE =
-  "interruptions befall users of the new arm 3.2 times as often as the others (at least 1.62 times; " +
+  "interruptions affect users of the new arm 3.2 times as often as the others (at least 1.62 times; " +
   "1.10 is tolerated): 41 of 500 (8.20 %) against 38 of 1500 (2.53 %)";
 
 function verdicts() {
@@ -59,37 +59,37 @@ function verdicts() {
     verdict("fresh_data", "signal", {
       estimate: 1,
       threshold: 30,
-      new: { with: 0, of: 0 },
-      control: { with: 0, of: 0 },
-      sentence: "the last report is 1 s old",
+      new: { affected: 0, total: 0 },
+      control: { affected: 0, total: 0 },
+      summary: "the last report is 1 s old",
     }),
     wire("error_rate", "guardrail", [3, 2140], [4, 2188], 1),
     wire("latency", "guardrail", [12, 1200], [31, 1310], 5, {
-      sentence: "deliveries above 500 ms in the new arm: 12 of 1200 (1.00 %), limit 5 %",
+      summary: "deliveries above 500 ms in the new arm: 12 of 1200 (1.00 %), limit 5 %",
     }),
     wire("drop_rate", "guardrail", [1, 48_200], [0, 47_900], 1, {
-      sentence: "lost events in the new arm: 1 of 48200 (0.00 %), limit 1 %",
+      summary: "lost events in the new arm: 1 of 48200 (0.00 %), limit 1 %",
     }),
     wire("fallbacks", "signal", [4, 520], [0, 0], 5, {
-      sentence: "fallbacks to the old side in the new arm: 4 of 520 (0.77 %), limit 5 %",
+      summary: "fallbacks to the old side in the new arm: 4 of 520 (0.77 %), limit 5 %",
     }),
     verdict("node_memory", "guardrail", {
       estimate: 41,
       threshold: 90,
-      new: { with: 0, of: 0 },
-      control: { with: 0, of: 0 },
-      sentence: "the fullest node uses 41 % of its memory, limit 90 %",
+      new: { affected: 0, total: 0 },
+      control: { affected: 0, total: 0 },
+      summary: "the fullest node uses 41 % of its memory, limit 90 %",
     }),
     compared("connect_failures", "guardrail", [3, 8], [1.13, 0.21, 4.4], -0.9),
     compared("interruptions", "guardrail", [9, 26], [1.04, 0.4, 2.3], -0.6),
     compared("drops", "guardrail", [1, 0], [null, 0.05, null], 0.2),
     compared("errors", "guardrail", [2, 7], [0.86, 0.1, 3.9], -0.8),
     verdict("slow", "guardrail", {
-      new: { with: 12, of: 1200 },
-      control: { with: 31, of: 1310 },
+      new: { affected: 12, total: 1200 },
+      control: { affected: 31, total: 1310 },
       estimate: 0.42,
       interval: { lower: 0.1, upper: 0.9 },
-      sentence:
+      summary:
         "deliveries above 500 ms: 12 of 1200 (1.00 %) in the new arm against 31 of 1310 (2.37 %), no sign of harm",
     }),
     compared("resume_failures", "signal", [0, 1], [0, null, 9], -0.1),
@@ -98,24 +98,24 @@ function verdicts() {
       outcome: "unknown",
       log_e: 0,
       log_e_needed: 4.6,
-      sentence: "presence flaps: none in either arm yet",
+      summary: "presence flaps: none in either arm yet",
     }),
     verdict("memory", "signal", {
-      new: { with: 0, of: 0 },
-      control: { with: 0, of: 0 },
+      new: { affected: 0, total: 0 },
+      control: { affected: 0, total: 0 },
       estimate: 1.08,
       interval: { lower: 0.95, upper: 1.22 },
       threshold: 1.5,
-      sentence: "a session of the new arm takes 41.2 KiB against 38.1 KiB, no sign of harm",
+      summary: "a session of the new arm takes 41.2 KiB against 38.1 KiB, no sign of harm",
     }),
     verdict("sample_ratio", "signal", {
-      new: { with: 500, of: 1003 },
-      control: { with: 503, of: 1003 },
+      new: { affected: 500, total: 1003 },
+      control: { affected: 503, total: 1003 },
       estimate: 49.85,
       threshold: 50,
       log_e: -2.1,
       log_e_needed: 6.9,
-      sentence: "the new arm has 500 of 1003 (49.85 %) of the users compared, planned are 50.0 %",
+      summary: "the new arm has 500 of 1003 (49.85 %) of the users compared, planned are 50.0 %",
     }),
   ];
 }
@@ -285,7 +285,7 @@ function history(now) {
         verdicts: [
           {
             name: "error_rate",
-            sentence:
+            summary:
               "failures in the new arm: 31 of 540 (5.74 %), above 1 %; control arm: 2 of 560 (0.36 %)",
           },
         ],
@@ -383,11 +383,11 @@ function holding(now) {
   const sentence =
     "fallbacks to the old side in the new arm: 46 of 520 (8.85 %), above 5 %; control arm: 0 of 0 (0.00 %)";
   judgedAs(said, "fallbacks", {
-    outcome: "broken",
+    outcome: "violated",
     demand: "hold",
-    new: { with: 46, of: 520 },
+    new: { affected: 46, total: 520 },
     estimate: 8.85,
-    sentence,
+    summary: sentence,
   });
   said.flags[0] = flag(now, { course: { holds: [sentence, "bakes for another 960 s"] } });
   said.alerts.unshift({
@@ -419,14 +419,14 @@ function holding(now) {
 
 function brokenVerdict(said) {
   judgedAs(said, "interruptions", {
-    outcome: "broken",
+    outcome: "violated",
     demand: "roll_back",
-    new: { with: 41, of: 500 },
-    control: { with: 38, of: 1500 },
+    new: { affected: 41, total: 500 },
+    control: { affected: 38, total: 1500 },
     estimate: 3.24,
     interval: { lower: 1.62, upper: 6.1 },
     log_e: 6.1,
-    sentence: BROKEN_SENTENCE,
+    summary: BROKEN_SENTENCE,
   });
 }
 

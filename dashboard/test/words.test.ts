@@ -14,9 +14,9 @@ describe("numbers", () => {
   });
 
   it("are counted of something, or of nothing", () => {
-    expect(words.counted({ with: 31, of: 500 })).toBe(`31 of 500 (6.2${T}%)`);
-    expect(words.counted({ with: 0, of: 0 })).toBe("none");
-    expect(words.share({ with: 0, of: 0 })).toBeNull();
+    expect(words.counted({ affected: 31, total: 500 })).toBe(`31 of 500 (6.2${T}%)`);
+    expect(words.counted({ affected: 0, total: 0 })).toBe("none");
+    expect(words.share({ affected: 0, total: 0 })).toBeNull();
   });
 
   it("have open ends where an interval has none", () => {

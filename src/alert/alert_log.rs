@@ -1,123 +1,125 @@
-//! The record in which alerts are kept: one bounded list, changed by compare-and-set.
+//! The stored list of alerts: one bounded record, changed by compare-and-set.
 //!
-//! A store has no delete, so a key for each alert would stay for ever.
+//! A store cannot delete keys, so one key per alert would grow without bound.
 
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{AlertKind, KEPT};
+use super::{AlertKind, MAX_ALERTS};
 use crate::broker::{
     BrokerError,
     store::{Record, Store, Write, Written},
 };
 
-/// Where the list stands in the store.
+/// Store key of the list.
 const KEY: &str = "alerts";
 
-/// Tries to win against others who write at the same time.
-const TRIES: usize = 16;
+/// Most attempts of a compare-and-set against concurrent writers.
+const MAX_ATTEMPTS: usize = 16;
 
-/// An alert as it is kept and shown.
+/// An alert as it is stored and returned by the API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoredAlert {
-    /// Sorts by time.
+    /// UUIDv7, so ids sort by time.
     pub id: Uuid,
-    /// What kind of thing happened.
+    /// What it is about.
     #[serde(rename = "type")]
-    pub happening: AlertKind,
-    /// About which rollout.
+    pub kind: AlertKind,
+    /// The rollout it is about.
     pub component: String,
-    /// When, in milliseconds since 1970.
+    /// Time it was raised, in milliseconds since 1970.
     pub at: u64,
-    /// Whether somebody should be woken.
+    /// Whether an operator should be paged.
     pub urgent: bool,
     /// What happened, and why.
     pub text: String,
-    /// What was measured.
+    /// Measurements that belong to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<serde_json::Value>,
-    /// In what kind of place.
+    /// Environment of the node that raised it.
     pub environment: String,
-    /// By which node.
+    /// Name of the node that raised it.
     pub node: String,
-    /// Who has seen it.
+    /// Acknowledgement by an operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub acknowledged: Option<Acknowledged>,
-    /// The life of a node that sends it.
+    pub acknowledged: Option<Acknowledgement>,
+    /// Instance of the node that sends it to webhooks.
     pub sender: Uuid,
-    /// Webhooks that have yet to hear of it.
+    /// Webhooks that it was not sent to yet.
     #[serde(default)]
     pub unsent: Vec<String>,
-    /// Webhooks that have.
+    /// Webhooks that accepted it.
     #[serde(default)]
     pub sent_to: Vec<String>,
-    /// Webhooks that would not, or could not in time.
+    /// Webhooks that rejected it, or did not accept it within `alerts.give_up`.
     #[serde(default)]
     pub failed: Vec<String>,
 }
 
-/// Who has seen an alert, and when.
+/// Who acknowledged an alert, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Acknowledged {
-    /// Who.
+pub struct Acknowledgement {
+    /// Name of the operator or API key.
     pub by: String,
     /// In milliseconds since 1970.
     pub at: u64,
 }
 
-/// What came of telling a webhook.
+/// Final result of sending an alert to a webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct DeliveryResult {
     pub(super) id: Uuid,
     pub(super) webhook: Arc<str>,
-    pub(super) heard: bool,
+    pub(super) delivered: bool,
 }
 
 impl StoredAlert {
-    /// Notes what came of telling a webhook.
-    pub(super) fn note(&mut self, told: &Told) {
-        if !self.unsent.iter().any(|name| **name == *told.webhook) {
+    /// Moves the webhook of a result from `unsent` to `sent_to` or `failed`; ignored if it is not
+    /// unsent.
+    pub(super) fn record_result(&mut self, result: &DeliveryResult) {
+        if !self.unsent.iter().any(|name| **name == *result.webhook) {
             return;
         }
-        self.unsent.retain(|name| **name != *told.webhook);
-        let list = if told.heard { &mut self.sent_to } else { &mut self.failed };
-        list.push(told.webhook.to_string());
+        self.unsent.retain(|name| **name != *result.webhook);
+        let list = if result.delivered { &mut self.sent_to } else { &mut self.failed };
+        list.push(result.webhook.to_string());
     }
 
-    fn repeats(&self, other: &Self, within: u64) -> bool {
+    fn is_repeat_of(&self, other: &Self, within: u64) -> bool {
         self.component == other.component
             && self.text == other.text
             && self.at.abs_diff(other.at) < within
     }
 }
 
-/// Puts an alert among others; whether it was, and not said already.
-pub(super) fn add(
+/// Inserts an alert into the list. Returns false if it repeats another one within `repeat_after`.
+pub(super) fn insert(
     alerts: &mut Vec<StoredAlert>,
     alert: &StoredAlert,
     repeat_after: Duration,
 ) -> bool {
     let within = u64::try_from(repeat_after.as_millis()).unwrap_or(u64::MAX);
-    // It was kept without our knowing; since then it may have been told.
+    // An earlier write succeeded without our knowing; the webhook results may be newer than the
+    // record.
     if let Some(known) = alerts.iter_mut().find(|other| other.id == alert.id) {
         let acknowledged = known.acknowledged.take();
         *known = StoredAlert { acknowledged, ..alert.clone() };
         return true;
     }
-    if alerts.iter().any(|other| other.repeats(alert, within)) {
+    if alerts.iter().any(|other| other.is_repeat_of(alert, within)) {
         return false;
     }
     alerts.push(alert.clone());
-    // By id is by time.
+    // Ids sort by time.
     alerts.sort_by_key(|alert| std::cmp::Reverse(alert.id));
-    alerts.truncate(KEPT);
+    alerts.truncate(MAX_ALERTS);
     true
 }
 
-/// The record.
+/// Access to the stored list.
 #[derive(Debug)]
 pub(super) struct AlertLog {
     store: Arc<dyn Store>,
@@ -133,37 +135,37 @@ impl AlertLog {
         &*self.store
     }
 
-    /// All of it, the newest first.
+    /// The alerts, newest first.
     pub(super) async fn read(&self) -> Result<Vec<StoredAlert>, BrokerError> {
         Ok(parse(self.store.get(KEY).await?.as_ref()))
     }
 
-    /// Changes it, against whoever else does. Where nothing changes nothing is written.
+    /// Applies a change by compare-and-set. Writes nothing if the change leaves the list as it is.
     pub(super) async fn change<T>(
         &self,
         mut change: impl FnMut(&mut Vec<StoredAlert>) -> T,
     ) -> Result<T, BrokerError> {
-        let mut found = self.store.get(KEY).await?;
-        for _ in 0..TRIES {
-            let before = parse(found.as_ref());
+        let mut record = self.store.get(KEY).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            let before = parse(record.as_ref());
             let mut after = before.clone();
             let outcome = change(&mut after);
             if after == before {
                 return Ok(outcome);
             }
-            let expected = found.as_ref().map_or(0, |record| record.version);
+            let expected = record.as_ref().map_or(0, |record| record.version);
             let value = serde_json::to_string(&after).unwrap_or_default();
             match self.store.put(KEY, Write { expected, value, note: None }).await? {
                 Written::Done(_) => return Ok(outcome),
-                Written::Conflict(now) => found = now,
+                Written::Conflict(now) => record = now,
             }
         }
-        let reason = "they are being changed by too many at once: try again".to_owned();
+        let reason = "the list is being changed by too many nodes at once: try again".to_owned();
         Err(BrokerError::Unavailable { broker: "alerts".to_owned(), reason })
     }
 }
 
-/// What another version wrote and this one cannot read is not a reason to be silent.
+/// Skips alerts that this version cannot parse, such as those of a newer one.
 fn parse(record: Option<&Record>) -> Vec<StoredAlert> {
     let list = record
         .and_then(|record| serde_json::from_str::<Vec<serde_json::Value>>(&record.value).ok());
@@ -178,7 +180,7 @@ pub(super) mod tests {
     pub(in crate::alert) fn alert(text: &str, at: u64) -> StoredAlert {
         StoredAlert {
             id: Uuid::now_v7(),
-            happening: AlertKind::Hold,
+            kind: AlertKind::Hold,
             component: "websocket-transport".to_owned(),
             at,
             urgent: false,
@@ -197,43 +199,48 @@ pub(super) mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn the_same_words_are_not_said_again_for_a_while() {
+    fn repeated_text_is_not_inserted_within_repeat_after() {
         let mut alerts = Vec::new();
-        assert!(add(&mut alerts, &alert("it waits", 1_000), MINUTE));
-        assert!(!add(&mut alerts, &alert("it waits", 60_999), MINUTE));
-        assert!(add(&mut alerts, &alert("it waits for users", 2_000), MINUTE));
+        assert!(insert(&mut alerts, &alert("it waits", 1_000), MINUTE));
+        assert!(!insert(&mut alerts, &alert("it waits", 60_999), MINUTE));
+        assert!(insert(&mut alerts, &alert("it waits for users", 2_000), MINUTE));
         let other = StoredAlert { component: "other".to_owned(), ..alert("it waits", 2_000) };
-        assert!(add(&mut alerts, &other, MINUTE));
-        assert!(add(&mut alerts, &alert("it waits", 61_000), MINUTE));
+        assert!(insert(&mut alerts, &other, MINUTE));
+        assert!(insert(&mut alerts, &alert("it waits", 61_000), MINUTE));
         assert_eq!(alerts.len(), 4);
     }
 
     #[test]
-    fn an_alert_that_was_kept_without_our_knowing_is_not_a_repetition_of_itself() {
+    fn inserting_the_same_id_again_replaces_the_alert() {
         let mut alerts = Vec::new();
         let one = alert("it waits", 1_000);
-        assert!(add(&mut alerts, &one, MINUTE));
-        assert!(add(&mut alerts, &one, MINUTE));
+        assert!(insert(&mut alerts, &one, MINUTE));
+        assert!(insert(&mut alerts, &one, MINUTE));
         assert_eq!(alerts.len(), 1);
     }
 
     #[test]
-    fn the_newest_are_kept() {
+    fn only_the_newest_alerts_are_kept() {
         let mut alerts = Vec::new();
-        for n in 0..KEPT as u64 + 20 {
-            add(&mut alerts, &alert(&format!("number {n}"), n), MINUTE);
+        for n in 0..MAX_ALERTS as u64 + 20 {
+            insert(&mut alerts, &alert(&format!("number {n}"), n), MINUTE);
         }
-        assert_eq!(alerts.len(), KEPT);
-        assert_eq!(alerts[0].text, format!("number {}", KEPT + 19));
+        assert_eq!(alerts.len(), MAX_ALERTS);
+        assert_eq!(alerts[0].text, format!("number {}", MAX_ALERTS + 19));
     }
 
     #[test]
-    fn what_came_of_telling_is_noted_once() {
+    fn a_delivery_result_is_recorded_once() {
         let mut one = alert("it waits", 1_000);
-        let told = |webhook: &str, heard| Told { id: one.id, webhook: webhook.into(), heard };
-        let (pager, chat, again) = (told("pager", true), told("chat", false), told("pager", false));
-        for told in [&pager, &chat, &again] {
-            one.note(told);
+        let result = |webhook: &str, delivered| DeliveryResult {
+            id: one.id,
+            webhook: webhook.into(),
+            delivered,
+        };
+        let (pager, chat, again) =
+            (result("pager", true), result("chat", false), result("pager", false));
+        for result in [&pager, &chat, &again] {
+            one.record_result(result);
         }
         assert_eq!(one.unsent, Vec::<String>::new());
         assert_eq!((one.sent_to, one.failed), (vec!["pager".to_owned()], vec!["chat".to_owned()]));

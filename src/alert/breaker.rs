@@ -1,25 +1,25 @@
-//! A circuit breaker: after failures in a row nothing is tried for a while, then one try decides.
+//! Circuit breaker: opens after consecutive failures, then lets a single trial attempt decide.
 //!
-//! Pure: whoever asks brings the time.
+//! Pure: the caller passes the time.
 
 use std::time::{Duration, Instant};
 
-/// Failures in a row that open it.
-const FAILURES: u32 = 5;
+/// Consecutive failures that open the breaker.
+const FAILURE_THRESHOLD: u32 = 5;
 
-/// How long it is open at first, and at most: twice as long after each try that failed.
+/// How long the breaker stays open: at first, and at most. Doubles after each failed trial.
 const OPEN_MIN: Duration = Duration::from_secs(30);
 const OPEN_MAX: Duration = Duration::from_secs(300);
 
-/// Whether something may be tried.
+/// State of the breaker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Breaker {
-    /// It may; so many tries in a row have failed.
+    /// Attempts are allowed; this many in a row have failed.
     Closed { failures: u32 },
-    /// It may not, until then.
-    Open { until: Instant, lasts: Duration },
-    /// One try is under way that decides.
-    HalfOpen { lasted: Duration },
+    /// Attempts are refused until then.
+    Open { until: Instant, duration: Duration },
+    /// The trial attempt is under way.
+    HalfOpen { duration: Duration },
 }
 
 impl Breaker {
@@ -27,32 +27,32 @@ impl Breaker {
         Self::Closed { failures: 0 }
     }
 
-    /// Asks to try. Says until when not to, if so.
-    pub(super) fn ask(&mut self, now: Instant) -> Result<(), Instant> {
+    /// Asks to make an attempt. If refused, returns when to ask again.
+    pub(super) fn try_acquire(&mut self, now: Instant) -> Result<(), Instant> {
         match *self {
             Self::Closed { .. } => Ok(()),
             Self::Open { until, .. } if now < until => Err(until),
-            Self::Open { lasts, .. } => {
-                *self = Self::HalfOpen { lasted: lasts };
+            Self::Open { duration, .. } => {
+                *self = Self::HalfOpen { duration };
                 Ok(())
             }
-            // Nobody else may before it is known; whoever tries says soon.
-            Self::HalfOpen { lasted } => Err(now + lasted),
+            // Only one trial at a time; its caller records the outcome soon.
+            Self::HalfOpen { duration } => Err(now + duration),
         }
     }
 
-    pub(super) fn succeeded(&mut self) {
+    pub(super) fn record_success(&mut self) {
         *self = Self::new();
     }
 
-    pub(super) fn failed(&mut self, now: Instant) {
-        let open = |lasts: Duration| Self::Open { until: now + lasts, lasts };
+    pub(super) fn record_failure(&mut self, now: Instant) {
+        let open = |duration: Duration| Self::Open { until: now + duration, duration };
         *self = match *self {
-            Self::Closed { failures } if failures + 1 < FAILURES => {
+            Self::Closed { failures } if failures + 1 < FAILURE_THRESHOLD => {
                 Self::Closed { failures: failures + 1 }
             }
             Self::Closed { .. } => open(OPEN_MIN),
-            Self::HalfOpen { lasted } => open((lasted * 2).min(OPEN_MAX)),
+            Self::HalfOpen { duration } => open((duration * 2).min(OPEN_MAX)),
             Self::Open { .. } => return,
         };
     }
@@ -66,50 +66,50 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    fn opened(now: Instant) -> Breaker {
+    fn open_breaker(now: Instant) -> Breaker {
         let mut breaker = Breaker::new();
-        for _ in 0..FAILURES {
-            assert_eq!(breaker.ask(now), Ok(()));
-            breaker.failed(now);
+        for _ in 0..FAILURE_THRESHOLD {
+            assert_eq!(breaker.try_acquire(now), Ok(()));
+            breaker.record_failure(now);
         }
         breaker
     }
 
     #[test]
-    fn failures_in_a_row_open_it_others_do_not() {
+    fn only_consecutive_failures_open_the_breaker() {
         let now = Instant::now();
         let mut breaker = Breaker::new();
-        for _ in 0..3 * FAILURES {
-            breaker.failed(now);
-            breaker.succeeded();
+        for _ in 0..3 * FAILURE_THRESHOLD {
+            breaker.record_failure(now);
+            breaker.record_success();
         }
         assert!(!breaker.is_open());
-        assert_eq!(opened(now).ask(now), Err(now + OPEN_MIN));
+        assert_eq!(open_breaker(now).try_acquire(now), Err(now + OPEN_MIN));
     }
 
     #[test]
-    fn one_try_decides_and_nobody_else_tries_meanwhile() {
+    fn half_open_breaker_allows_a_single_trial() {
         let now = Instant::now();
-        let mut breaker = opened(now);
+        let mut breaker = open_breaker(now);
         let later = now + OPEN_MIN;
-        assert_eq!(breaker.ask(later), Ok(()));
-        assert!(breaker.ask(later).is_err());
-        breaker.succeeded();
-        assert_eq!((breaker.is_open(), breaker.ask(later)), (false, Ok(())));
+        assert_eq!(breaker.try_acquire(later), Ok(()));
+        assert!(breaker.try_acquire(later).is_err());
+        breaker.record_success();
+        assert_eq!((breaker.is_open(), breaker.try_acquire(later)), (false, Ok(())));
     }
 
     #[test]
-    fn it_stays_open_longer_each_time_but_not_for_ever() {
+    fn open_time_doubles_up_to_the_limit() {
         let mut now = Instant::now();
-        let mut breaker = opened(now);
-        let mut lasted = Vec::new();
+        let mut breaker = open_breaker(now);
+        let mut open_seconds = Vec::new();
         for _ in 0..6 {
-            let until = breaker.ask(now).unwrap_err();
-            lasted.push((until - now).as_secs());
+            let until = breaker.try_acquire(now).unwrap_err();
+            open_seconds.push((until - now).as_secs());
             now = until;
-            assert_eq!(breaker.ask(now), Ok(()));
-            breaker.failed(now);
+            assert_eq!(breaker.try_acquire(now), Ok(()));
+            breaker.record_failure(now);
         }
-        assert_eq!(lasted, [30, 60, 120, 240, 300, 300]);
+        assert_eq!(open_seconds, [30, 60, 120, 240, 300, 300]);
     }
 }

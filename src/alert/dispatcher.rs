@@ -1,9 +1,9 @@
-//! Keeps what is raised, hands it to the webhooks, and takes over what a dead node had not sent.
+//! Alert dispatcher: stores alerts, queues them for webhooks, takes over from dead nodes.
 //!
-//! One task. An alert is sent by the node that raised it, as long as that node says that it lives;
-//! whoever notices that it does not makes the alert its own by compare-and-set. So a webhook can
-//! hear of an alert twice, never of none: at least once, and the id says that it is the same. While
-//! the store is away alerts wait here, and the webhooks are told all the same.
+//! A single task. The node that raised an alert sends it as long as it writes its heartbeat; when
+//! the heartbeat expires, another node makes itself the sender by compare-and-set. Delivery is at
+//! least once: a webhook can get an alert twice, with the same id. While the store is unavailable,
+//! alerts wait here and are sent to webhooks all the same.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -17,229 +17,245 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
-    AlertConfig, Alerts, KEPT,
-    alert_log::{self, StoredAlert, Told},
+    AlertConfig, Alerts, MAX_ALERTS,
+    alert_log::{self, DeliveryResult, StoredAlert},
     webhook::WebhookQueue,
 };
 use crate::lifecycle;
 
-/// Where nodes that send say that they live.
-const ALIVE: &str = "alerts/alive/";
+/// Prefix of the store keys that hold the heartbeats of sending nodes.
+const HEARTBEAT_KEYS: &str = "alerts/alive/";
 
-/// How often they say so and look for what others left, at the least.
+/// Longest interval between heartbeats, and between searches for orphaned alerts.
 const TICK: Duration = Duration::from_secs(5);
 
-/// When the node stops, what was raised last is kept within this time.
-const LAST: Duration = Duration::from_secs(2);
+/// Time to store the last alerts when the node stops.
+const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The task's own.
+/// State of the dispatcher task.
 pub(super) struct AlertDispatcher {
     alerts: Arc<Alerts>,
-    hooks: Vec<WebhookQueue>,
+    webhooks: Vec<WebhookQueue>,
     take_over: Duration,
     give_up: Duration,
     count: Counter,
-    /// Raised here, not in the store yet.
-    unkept: Vec<StoredAlert>,
-    /// What webhooks came to, not in the store yet.
-    told: Vec<Told>,
-    /// Handed to a webhook, nothing heard yet.
-    under_way: HashSet<(Uuid, Arc<str>)>,
-    cut_off: bool,
+    /// Raised on this node and not stored yet.
+    unsaved: Vec<StoredAlert>,
+    /// Webhook results that are not stored yet.
+    unsaved_results: Vec<DeliveryResult>,
+    /// Queued for a webhook, without a result yet.
+    in_flight: HashSet<(Uuid, Arc<str>)>,
+    store_unavailable: bool,
 }
 
 impl AlertDispatcher {
     pub(super) fn new(
         alerts: Arc<Alerts>,
-        hooks: Vec<WebhookQueue>,
+        webhooks: Vec<WebhookQueue>,
         config: &AlertConfig,
         count: Counter,
     ) -> Self {
         Self {
             alerts,
-            hooks,
+            webhooks,
             take_over: config.take_over,
             give_up: config.give_up,
             count,
-            unkept: Vec::new(),
-            told: Vec::new(),
-            under_way: HashSet::new(),
-            cut_off: false,
+            unsaved: Vec::new(),
+            unsaved_results: Vec::new(),
+            in_flight: HashSet::new(),
+            store_unavailable: false,
         }
     }
 
     pub(super) async fn run(
         mut self,
         mut raised: mpsc::Receiver<StoredAlert>,
-        mut told: mpsc::Receiver<Told>,
+        mut results: mpsc::Receiver<DeliveryResult>,
         stopping: CancellationToken,
     ) {
         let mut tick = interval(TICK.min(self.take_over / 3));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(alert) = raised.recv() => self.take(alert),
-                Some(one) = told.recv() => self.hear(one),
+                Some(alert) = raised.recv() => self.enqueue(alert),
+                Some(result) = results.recv() => self.record_result(result),
                 _ = tick.tick() => {
                     self.flush().await;
-                    self.sweep().await;
+                    self.take_over_orphans().await;
                     continue;
                 }
                 () = stopping.cancelled() => break,
             }
-            // Whatever else is there goes into the same writing.
+            // Everything that is queued goes into the same write.
             while let Ok(alert) = raised.try_recv() {
-                self.take(alert);
+                self.enqueue(alert);
             }
-            while let Ok(one) = told.try_recv() {
-                self.hear(one);
+            while let Ok(result) = results.try_recv() {
+                self.record_result(result);
             }
             self.flush().await;
         }
         while let Ok(alert) = raised.try_recv() {
-            self.take(alert);
+            self.enqueue(alert);
         }
-        while let Ok(one) = told.try_recv() {
-            self.hear(one);
+        while let Ok(result) = results.try_recv() {
+            self.record_result(result);
         }
-        if timeout(LAST, self.flush()).await.is_err() || !self.unkept.is_empty() {
-            warn!(alerts = self.unkept.len(), "alerts are lost: the store is away");
+        if timeout(FINAL_FLUSH_TIMEOUT, self.flush()).await.is_err() || !self.unsaved.is_empty() {
+            warn!(alerts = self.unsaved.len(), "alerts lost at shutdown: the store is unavailable");
         }
     }
 
-    fn take(&mut self, mut alert: StoredAlert) {
+    fn enqueue(&mut self, mut alert: StoredAlert) {
         self.count.inc();
-        let wants = |hook: &&WebhookQueue| hook.filter.wants(&alert);
-        alert.unsent =
-            self.hooks.iter().filter(wants).map(|hook| hook.filter.name.to_string()).collect();
-        if KEPT <= self.unkept.len() {
-            warn!(text = self.unkept[0].text, "an alert is lost: the store is away for too long");
-            self.unkept.remove(0);
+        let matches = |webhook: &&WebhookQueue| webhook.filter.matches(&alert);
+        alert.unsent = self
+            .webhooks
+            .iter()
+            .filter(matches)
+            .map(|webhook| webhook.filter.name.to_string())
+            .collect();
+        if MAX_ALERTS <= self.unsaved.len() {
+            warn!(
+                text = self.unsaved[0].text,
+                "alert lost: the store is unavailable and {MAX_ALERTS} newer alerts wait for it"
+            );
+            self.unsaved.remove(0);
         }
-        self.unkept.push(alert);
+        self.unsaved.push(alert);
     }
 
-    fn hear(&mut self, told: Told) {
-        self.under_way.remove(&(told.id, Arc::clone(&told.webhook)));
-        match self.unkept.iter_mut().find(|alert| alert.id == told.id) {
-            Some(alert) => alert.note(&told),
-            None => self.told.push(told),
+    fn record_result(&mut self, result: DeliveryResult) {
+        self.in_flight.remove(&(result.id, Arc::clone(&result.webhook)));
+        match self.unsaved.iter_mut().find(|alert| alert.id == result.id) {
+            Some(alert) => alert.record_result(&result),
+            None => self.unsaved_results.push(result),
         }
     }
 
-    /// Writes down what is new, and hands it to the webhooks.
+    /// Stores new alerts and results, and queues the new alerts for webhooks.
     async fn flush(&mut self) {
-        if self.unkept.is_empty() && self.told.is_empty() {
+        if self.unsaved.is_empty() && self.unsaved_results.is_empty() {
             return;
         }
-        let (unkept, told) = (&self.unkept, &self.told);
-        let repeat_after = self.alerts.book.repeat_after;
-        let written = self.alerts.book.change(|alerts| {
-            let kept: Vec<bool> =
-                unkept.iter().map(|alert| alert_log::add(alerts, alert, repeat_after)).collect();
-            for one in told {
-                if let Some(alert) = alerts.iter_mut().find(|alert| alert.id == one.id) {
-                    alert.note(one);
+        let (unsaved, results) = (&self.unsaved, &self.unsaved_results);
+        let repeat_after = self.alerts.log.repeat_after;
+        let written = self.alerts.log.change(|alerts| {
+            let inserted: Vec<bool> = unsaved
+                .iter()
+                .map(|alert| alert_log::insert(alerts, alert, repeat_after))
+                .collect();
+            for result in results {
+                if let Some(alert) = alerts.iter_mut().find(|alert| alert.id == result.id) {
+                    alert.record_result(result);
                 }
             }
-            kept
+            inserted
         });
         match written.await {
-            Ok(kept) => {
-                self.told.clear();
-                self.cut_off = false;
-                let unkept = std::mem::take(&mut self.unkept);
-                for (alert, kept) in unkept.into_iter().zip(kept) {
-                    if kept {
+            Ok(inserted) => {
+                self.unsaved_results.clear();
+                self.store_unavailable = false;
+                let unsaved = std::mem::take(&mut self.unsaved);
+                for (alert, inserted) in unsaved.into_iter().zip(inserted) {
+                    if inserted {
                         info!(
                             component = alert.component,
                             urgent = alert.urgent,
                             "alert: {}",
                             alert.text
                         );
-                        self.hand_out(&alert);
+                        self.dispatch(&alert);
                     }
                 }
             }
             Err(err) => {
-                if !std::mem::replace(&mut self.cut_off, true) {
-                    warn!(%err, "alerts cannot be kept: they wait here, webhooks are told");
+                if !std::mem::replace(&mut self.store_unavailable, true) {
+                    warn!(%err, "alerts not stored, trying again; webhooks are called meanwhile");
                 }
-                for alert in self.unkept.clone() {
-                    self.hand_out(&alert);
+                for alert in self.unsaved.clone() {
+                    self.dispatch(&alert);
                 }
             }
         }
     }
 
-    /// Gives an alert to the webhooks that have yet to hear of it. One whose queue is full gets it
-    /// at a later look.
-    fn hand_out(&mut self, alert: &StoredAlert) {
-        for hook in &self.hooks {
-            let name = &hook.filter.name;
-            let letter = (alert.id, Arc::clone(name));
-            let waits = alert.unsent.iter().any(|unsent| **unsent == **name);
-            if waits
-                && !self.under_way.contains(&letter)
-                && hook.post.try_send(alert.clone()).is_ok()
+    /// Queues an alert for the webhooks it is unsent to. A webhook whose queue is full gets it at a
+    /// later tick.
+    fn dispatch(&mut self, alert: &StoredAlert) {
+        for webhook in &self.webhooks {
+            let name = &webhook.filter.name;
+            let delivery = (alert.id, Arc::clone(name));
+            let is_unsent = alert.unsent.iter().any(|unsent| **unsent == **name);
+            if is_unsent
+                && !self.in_flight.contains(&delivery)
+                && webhook.queue.try_send(alert.clone()).is_ok()
             {
-                self.under_way.insert(letter);
+                self.in_flight.insert(delivery);
             }
         }
     }
 
-    /// Says that this node lives, and takes over from those that do not say so any more.
-    async fn sweep(&mut self) {
-        if self.hooks.is_empty() {
+    /// Writes this node's heartbeat, and takes over alerts of nodes whose heartbeat expired.
+    async fn take_over_orphans(&mut self) {
+        if self.webhooks.is_empty() {
             return;
         }
-        let (me, store) = (self.alerts.me, self.alerts.book.store());
-        let alive = format!("{ALIVE}{me}");
-        if store.tell(&alive, "", self.take_over).await.is_err() {
+        let (instance, store) = (self.alerts.instance, self.alerts.log.store());
+        let heartbeat = format!("{HEARTBEAT_KEYS}{instance}");
+        if store.tell(&heartbeat, "", self.take_over).await.is_err() {
             return;
         }
-        let (Ok(alerts), Ok(told)) = (self.alerts.list().await, store.told(ALIVE).await) else {
+        let (Ok(alerts), Ok(heartbeats)) =
+            (self.alerts.list().await, store.told(HEARTBEAT_KEYS).await)
+        else {
             return;
         };
-        let alive: HashSet<_> = told.iter().filter_map(|(key, _)| key.rsplit('/').next()).collect();
-        let lives = |sender: Uuid| sender == me || alive.contains(&*sender.to_string());
+        let alive: HashSet<_> =
+            heartbeats.iter().filter_map(|(key, _)| key.rsplit('/').next()).collect();
+        let is_alive = |sender: Uuid| sender == instance || alive.contains(&*sender.to_string());
         let names: HashSet<_> =
-            self.hooks.iter().map(|hook| hook.filter.name.to_string()).collect();
+            self.webhooks.iter().map(|webhook| webhook.filter.name.to_string()).collect();
         let before = |age: Duration| {
             lifecycle::unix_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
         };
-        let (left, dead) = (before(self.take_over), before(self.give_up));
-        let ours = |alert: &StoredAlert| alert.unsent.iter().any(|name| names.contains(name));
-        let orphan = |alert: &StoredAlert| {
-            !alert.unsent.is_empty() && alert.at < left && !lives(alert.sender)
+        let (take_over_before, expired_before) = (before(self.take_over), before(self.give_up));
+        let has_local_webhook =
+            |alert: &StoredAlert| alert.unsent.iter().any(|name| names.contains(name));
+        let abandoned = |alert: &StoredAlert| {
+            !alert.unsent.is_empty() && alert.at < take_over_before && !is_alive(alert.sender)
         };
-        let nobodys = |alert: &StoredAlert| orphan(alert) && (ours(alert) || alert.at < dead);
-        if alerts.iter().any(nobodys) {
-            let taken = self.alerts.book.change(|alerts| {
-                for alert in alerts.iter_mut().filter(|alert| nobodys(alert)) {
-                    if alert.at < dead {
-                        // No webhook here has its name, or the hour is over.
+        let is_orphaned = |alert: &StoredAlert| {
+            abandoned(alert) && (has_local_webhook(alert) || alert.at < expired_before)
+        };
+        if alerts.iter().any(is_orphaned) {
+            let taken_over = self.alerts.log.change(|alerts| {
+                for alert in alerts.iter_mut().filter(|alert| is_orphaned(alert)) {
+                    if alert.at < expired_before {
+                        // `alerts.give_up` is over, whether or not a webhook of that name exists
+                        // here.
                         alert.failed.append(&mut alert.unsent);
                     } else {
-                        alert.sender = me;
+                        alert.sender = instance;
                     }
                 }
                 alerts.clone()
             });
-            let Ok(alerts) = taken.await else { return };
-            self.send_own(&alerts);
+            let Ok(alerts) = taken_over.await else { return };
+            self.dispatch_own(&alerts);
         } else {
-            self.send_own(&alerts);
+            self.dispatch_own(&alerts);
         }
     }
 
-    fn send_own(&mut self, alerts: &[StoredAlert]) {
-        let me = self.alerts.me;
-        // The oldest first.
-        for alert in alerts.iter().rev().filter(|alert| alert.sender == me) {
-            let noted = self.told.iter().any(|told| told.id == alert.id);
-            if !alert.unsent.is_empty() && !noted {
-                self.hand_out(alert);
+    fn dispatch_own(&mut self, alerts: &[StoredAlert]) {
+        let instance = self.alerts.instance;
+        // Oldest first.
+        for alert in alerts.iter().rev().filter(|alert| alert.sender == instance) {
+            let has_result = self.unsaved_results.iter().any(|result| result.id == alert.id);
+            if !alert.unsent.is_empty() && !has_result {
+                self.dispatch(alert);
             }
         }
     }

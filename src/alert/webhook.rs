@@ -1,8 +1,9 @@
-//! One webhook: what it is told, how it is signed (Standard Webhooks), and when it is tried again.
+//! Webhook delivery: request, signature (Standard Webhooks), retries, backoff, circuit breaker.
 //!
-//! It is tried until it answers 2xx, for `alerts.give_up`; a 3xx and a 4xx other than 408 and 429
-//! is an answer too, and final. Redirects are not followed: what is signed for one address is
-//! nobody else's. Neither a secret nor the path of an address, which may hold one, is ever shown.
+//! An alert is retried until the webhook answers 2xx, for at most `alerts.give_up`. A 3xx, and a
+//! 4xx other than 408 and 429, is final. Redirects are not followed, because the signed alert is
+//! meant for the configured URL only. Secrets, and the path of a URL, which can contain one, are
+//! never shown.
 
 use std::{
     collections::HashSet,
@@ -23,8 +24,8 @@ use tokio::{sync::mpsc, time::sleep_until};
 use tracing::{debug, warn};
 
 use super::{
-    AlertConfig, AlertError, AlertKind, KEPT,
-    alert_log::{StoredAlert, Told},
+    AlertConfig, AlertError, AlertKind, MAX_ALERTS,
+    alert_log::{DeliveryResult, StoredAlert},
     breaker::Breaker,
 };
 use crate::{
@@ -33,49 +34,49 @@ use crate::{
     metrics::{Metrics, WebhookLabel},
 };
 
-/// Bytes of a secret, by Standard Webhooks.
-const SECRET_BYTES: usize = 24;
+/// Shortest secret that Standard Webhooks allows.
+const MIN_SECRET_BYTES: usize = 24;
 
-/// What a secret in their own notation begins with; base64 follows.
+/// Prefix of a secret in the notation of Standard Webhooks; base64 follows.
 const SECRET_PREFIX: &str = "whsec_";
 
-/// One of `[[alerts.webhook]]`.
+/// Section `[[alerts.webhook]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookConfig {
-    /// What it is called; each another.
+    /// Unique name, 1 to 64 bytes; the label of its metrics.
     pub name: String,
-    /// Where alerts are posted to.
-    pub url: Address,
-    /// What they are signed with, at least 24 bytes.
+    /// URL that alerts are posted to, http or https.
+    pub url: WebhookUrl,
+    /// Secret that signs the alerts, at least 24 bytes. Set either this or `file`.
     #[serde(default)]
     pub secret: Option<Secret>,
-    /// The same, in a file.
+    /// File that contains the secret.
     #[serde(default)]
     pub file: Option<PathBuf>,
-    /// What it is told of; empty for everything.
+    /// Kinds of alerts to send; empty for all.
     #[serde(default)]
     pub events: Vec<AlertKind>,
-    /// Only what somebody should be woken for.
+    /// Send only urgent alerts.
     #[serde(default)]
     pub urgent_only: bool,
 }
 
-/// An address whose path may be a secret: it is written out without one.
+/// A URL whose path can be a secret: it is displayed and serialised without the path.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub struct Address(String);
+pub struct WebhookUrl(String);
 
-impl Address {
-    /// Hides what an address has behind its host.
+impl WebhookUrl {
+    /// Wraps a URL. It is checked when the configuration is.
     pub fn new(url: impl Into<String>) -> Self {
         Self(url.into())
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for WebhookUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ok(url) = self.0.parse::<Url>() else { return f.write_str("(no address)") };
+        let Ok(url) = self.0.parse::<Url>() else { return f.write_str("(invalid url)") };
         write!(f, "{}://{}", url.scheme(), url.host_str().unwrap_or_default())?;
         if let Some(port) = url.port() {
             write!(f, ":{port}")?;
@@ -84,27 +85,27 @@ impl fmt::Display for Address {
     }
 }
 
-impl fmt::Debug for Address {
+impl fmt::Debug for WebhookUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl Serialize for Address {
+impl Serialize for WebhookUrl {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// A webhook as it is used.
-pub(super) struct Target {
+/// A parsed webhook configuration.
+pub(super) struct WebhookTarget {
     name: Arc<str>,
     url: Url,
     key: hmac::Key,
     filter: Filter,
 }
 
-/// What a webhook is told of.
+/// Which alerts a webhook gets.
 #[derive(Clone, Debug)]
 pub(super) struct Filter {
     pub(super) name: Arc<str>,
@@ -113,61 +114,62 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    pub(super) fn wants(&self, alert: &StoredAlert) -> bool {
-        let named = self.events.is_empty() || self.events.contains(&alert.happening);
-        named && (alert.urgent || !self.urgent_only)
+    pub(super) fn matches(&self, alert: &StoredAlert) -> bool {
+        let kind_matches = self.events.is_empty() || self.events.contains(&alert.kind);
+        kind_matches && (alert.urgent || !self.urgent_only)
     }
 }
 
-impl Target {
+impl WebhookTarget {
     pub(super) fn filter(&self) -> Filter {
         self.filter.clone()
     }
 }
 
-/// Where the alerts for a webhook go.
+/// The queue of a webhook's task, with its filter.
 #[derive(Debug)]
 pub(super) struct WebhookQueue {
     pub(super) filter: Filter,
-    pub(super) post: mpsc::Sender<StoredAlert>,
+    pub(super) queue: mpsc::Sender<StoredAlert>,
 }
 
-/// The webhooks as they are configured.
-pub(super) fn read(config: &AlertConfig) -> Result<Vec<Target>, AlertError> {
+/// Parses and checks the configured webhooks.
+pub(super) fn parse_targets(config: &AlertConfig) -> Result<Vec<WebhookTarget>, AlertError> {
     let mut names = HashSet::new();
     let mut targets = Vec::new();
-    for (number, hook) in config.webhook.iter().enumerate() {
-        let place = format!("alerts.webhook[{number}]");
-        let wrong =
-            |field: &str, reason: String| AlertError { key: format!("{place}.{field}"), reason };
-        if hook.name.is_empty() || 64 < hook.name.len() || !names.insert(&hook.name) {
-            let reason = "give it a name of 1 to 64 bytes that no other webhook has".to_owned();
-            return Err(wrong("name", reason));
+    for (number, config) in config.webhook.iter().enumerate() {
+        let section = format!("alerts.webhook[{number}]");
+        let invalid =
+            |field: &str, reason: String| AlertError { key: format!("{section}.{field}"), reason };
+        if config.name.is_empty() || 64 < config.name.len() || !names.insert(&config.name) {
+            let reason = "set a name of 1 to 64 bytes that no other webhook has".to_owned();
+            return Err(invalid("name", reason));
         }
-        // What the parser says of it does not repeat it.
-        let url: Url = hook.url.0.parse().map_err(|err| wrong("url", format!("{err}")))?;
+        // The parser's message does not repeat the URL.
+        let url: Url = config.url.0.parse().map_err(|err| invalid("url", format!("{err}")))?;
         if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none() {
-            return Err(wrong("url", "it has to be an https or http address".to_owned()));
+            return Err(invalid("url", "set an https or http URL".to_owned()));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            let reason = "it must not hold a password: the secret signs what is sent".to_owned();
-            return Err(wrong("url", reason));
+            let reason =
+                "remove the user name and password: alerts are signed with the secret".to_owned();
+            return Err(invalid("url", reason));
         }
-        let secret = Secret::read(&place, hook.secret.as_ref(), hook.file.as_deref())
+        let secret = Secret::read(&section, config.secret.as_ref(), config.file.as_deref())
             .map_err(|err| AlertError { key: err.key, reason: err.reason })?;
         let key = key(&secret).ok_or_else(|| {
             let reason = format!(
-                "take at least {SECRET_BYTES} random bytes, as they are or as whsec_ and base64"
+                "set at least {MIN_SECRET_BYTES} random bytes, plain or as whsec_ and base64"
             );
-            wrong("secret", reason)
+            invalid("secret", reason)
         })?;
-        let name: Arc<str> = hook.name.as_str().into();
+        let name: Arc<str> = config.name.as_str().into();
         let filter = Filter {
             name: Arc::clone(&name),
-            events: hook.events.clone(),
-            urgent_only: hook.urgent_only,
+            events: config.events.clone(),
+            urgent_only: config.urgent_only,
         };
-        targets.push(Target { name, url, key, filter });
+        targets.push(WebhookTarget { name, url, key, filter });
     }
     Ok(targets)
 }
@@ -178,7 +180,7 @@ fn key(secret: &Secret) -> Option<hmac::Key> {
         Some(encoded) => BASE64_STANDARD.decode(encoded).ok()?,
         None => raw.to_vec(),
     };
-    (SECRET_BYTES <= bytes.len()).then(|| hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+    (MIN_SECRET_BYTES <= bytes.len()).then(|| hmac::Key::new(hmac::HMAC_SHA256, &bytes))
 }
 
 /// The value of `webhook-signature`.
@@ -187,11 +189,11 @@ fn signature(key: &hmac::Key, id: &str, timestamp: u64, body: &str) -> String {
     format!("v1,{}", BASE64_STANDARD.encode(signed))
 }
 
-/// What a webhook is told.
+/// The JSON body of a webhook request.
 fn body(alert: &StoredAlert) -> String {
     json!({
         "id": alert.id,
-        "type": alert.happening,
+        "type": alert.kind,
         "component": alert.component,
         "at": alert.at,
         "urgent": alert.urgent,
@@ -203,37 +205,38 @@ fn body(alert: &StoredAlert) -> String {
     .to_string()
 }
 
-/// What an answer means.
+/// What a webhook's answer means for the delivery.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    Heard,
-    /// Try again, not before this time has passed.
-    Later(Option<Duration>, String),
-    Final(String),
+enum Response {
+    Accepted,
+    /// Retry, no earlier than after the given time. The text is the reason.
+    Retry(Option<Duration>, String),
+    /// Final failure, with the reason.
+    Rejected(String),
 }
 
-fn judge(status: StatusCode, retry_after: Option<&str>, now: SystemTime) -> Answer {
-    let said = format!("it answered {}", status.as_u16());
+fn classify(status: StatusCode, retry_after: Option<&str>, now: SystemTime) -> Response {
+    let answer = format!("the webhook answered {}", status.as_u16());
     if status.is_success() {
-        return Answer::Heard;
+        return Response::Accepted;
     }
     if status.is_redirection() {
-        let help = "redirects are not followed, give the address it leads to";
-        return Answer::Final(format!("{said}: {help}"));
+        let hint = "redirects are not followed, set the URL it redirects to";
+        return Response::Rejected(format!("{answer}: {hint}"));
     }
-    let passes = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
-    if status.is_client_error() && !passes {
-        return Answer::Final(said);
+    let temporary = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
+    if status.is_client_error() && !temporary {
+        return Response::Rejected(answer);
     }
     let after = retry_after.and_then(|text| {
         let seconds = text.trim().parse().ok().map(Duration::from_secs);
         let date = || httpdate::parse_http_date(text).ok()?.duration_since(now).ok();
         seconds.or_else(date)
     });
-    Answer::Later(after, said)
+    Response::Retry(after, answer)
 }
 
-/// When a webhook is tried again: a random part of what doubles with each try.
+/// Exponential backoff with full jitter, limited by `alerts.backoff_max` and `alerts.give_up`.
 #[derive(Clone, Copy, Debug)]
 struct RetryPolicy {
     min: Duration,
@@ -242,49 +245,49 @@ struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    fn most(&self, tries: u32) -> Duration {
-        self.min.saturating_mul(1 << tries.saturating_sub(1).min(20)).min(self.max)
+    fn max_pause(&self, attempts: u32) -> Duration {
+        self.min.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(self.max)
     }
 
-    fn pause(&self, tries: u32, asked: Option<Duration>) -> Duration {
-        let jitter = self.most(tries).mul_f64(rand::rng().random());
-        jitter.max(asked.unwrap_or_default()).min(self.give_up)
+    fn pause(&self, attempts: u32, retry_after: Option<Duration>) -> Duration {
+        let jitter = self.max_pause(attempts).mul_f64(rand::rng().random());
+        jitter.max(retry_after.unwrap_or_default()).min(self.give_up)
     }
 
-    fn is_over(&self, alert: &StoredAlert) -> bool {
+    fn is_expired(&self, alert: &StoredAlert) -> bool {
         let give_up = u64::try_from(self.give_up.as_millis()).unwrap_or(u64::MAX);
         alert.at.saturating_add(give_up) < lifecycle::unix_ms()
     }
 }
 
-/// An alert on its way.
+/// An alert that is still to be delivered, with its attempts and the time of the next one.
 struct Delivery {
     alert: StoredAlert,
-    tries: u32,
+    attempts: u32,
     due: Instant,
 }
 
-/// Tells one webhook, one alert at a time.
-pub(super) struct Post {
-    target: Target,
+/// Sends alerts to one webhook, one at a time.
+pub(super) struct WebhookSender {
+    target: WebhookTarget,
     http: reqwest::Client,
-    patience: RetryPolicy,
+    retry_policy: RetryPolicy,
     breaker: Breaker,
-    letters: Vec<Delivery>,
-    told: mpsc::Sender<Told>,
+    deliveries: Vec<Delivery>,
+    results: mpsc::Sender<DeliveryResult>,
     sent: Counter,
     failed: Counter,
     open: Gauge,
 }
 
-impl Post {
+impl WebhookSender {
     pub(super) fn new(
-        target: Target,
+        target: WebhookTarget,
         config: &AlertConfig,
         metrics: &Metrics,
-        told: mpsc::Sender<Told>,
+        results: mpsc::Sender<DeliveryResult>,
     ) -> Result<Self, AlertError> {
-        // Needed once per process; a second installation changes nothing.
+        // Required once per process; a second installation is ignored.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .timeout(config.timeout)
@@ -297,90 +300,102 @@ impl Post {
         let failed = metrics.webhooks_failed.get_or_create(&label).clone();
         let open = metrics.webhooks_broken.clone();
         let (min, max, give_up) = (config.backoff_min, config.backoff_max, config.give_up);
-        let patience = RetryPolicy { min, max, give_up };
-        let (breaker, letters) = (Breaker::new(), Vec::new());
-        Ok(Self { target, http, patience, breaker, letters, told, sent, failed, open })
+        let retry_policy = RetryPolicy { min, max, give_up };
+        let (breaker, deliveries) = (Breaker::new(), Vec::new());
+        Ok(Self { target, http, retry_policy, breaker, deliveries, results, sent, failed, open })
     }
 
-    /// Tells what comes, until it is dropped.
-    pub(super) async fn run(mut self, mut posted: mpsc::Receiver<StoredAlert>) {
-        let mut rests = Instant::now();
+    /// Delivers queued alerts until the queue is closed.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<StoredAlert>) {
+        let mut paused_until = Instant::now();
         loop {
-            let due = self.letters.iter().map(|letter| letter.due).min().map(|due| due.max(rests));
-            let turn = sleep_until(due.unwrap_or_else(Instant::now).into());
+            let due = self
+                .deliveries
+                .iter()
+                .map(|delivery| delivery.due)
+                .min()
+                .map(|due| due.max(paused_until));
+            let next_attempt = sleep_until(due.unwrap_or_else(Instant::now).into());
             tokio::select! {
-                alert = posted.recv(), if self.letters.len() < KEPT => {
+                alert = queue.recv(), if self.deliveries.len() < MAX_ALERTS => {
                     let Some(alert) = alert else { return };
-                    self.letters.push(Delivery { alert, tries: 0, due: Instant::now() });
+                    self.deliveries.push(Delivery { alert, attempts: 0, due: Instant::now() });
                 }
-                () = turn, if due.is_some() => {
+                () = next_attempt, if due.is_some() => {
                     self.give_up().await;
-                    match self.breaker.ask(Instant::now()) {
+                    match self.breaker.try_acquire(Instant::now()) {
                         Ok(()) => self.deliver().await,
-                        Err(until) => rests = until,
+                        Err(until) => paused_until = until,
                     }
                 }
             }
         }
     }
 
-    /// What is too old is not sent any more.
+    /// Drops alerts older than `alerts.give_up`.
     async fn give_up(&mut self) {
-        let patience = self.patience;
-        for letter in self.letters.extract_if(.., |letter| patience.is_over(&letter.alert)) {
+        let retry_policy = self.retry_policy;
+        for delivery in
+            self.deliveries.extract_if(.., |delivery| retry_policy.is_expired(&delivery.alert))
+        {
             warn!(
-                webhook = &*self.target.name, alert = %letter.alert.id, tries = letter.tries,
-                "a webhook was not told of an alert within alerts.give_up"
+                webhook = &*self.target.name,
+                alert = %delivery.alert.id,
+                attempts = delivery.attempts,
+                "alert not delivered within alerts.give_up"
             );
             self.failed.inc();
-            let (id, webhook) = (letter.alert.id, Arc::clone(&self.target.name));
-            let _ = self.told.send(Told { id, webhook, heard: false }).await;
+            let (id, webhook) = (delivery.alert.id, Arc::clone(&self.target.name));
+            let _ = self.results.send(DeliveryResult { id, webhook, delivered: false }).await;
         }
     }
 
-    /// Tries the one that is due first.
+    /// Attempts the delivery that is due first.
     async fn deliver(&mut self) {
-        let first = self.letters.iter().enumerate().min_by_key(|(_, letter)| letter.due);
-        let Some((at, _)) = first else { return self.breaker_says(true) };
-        let mut letter = self.letters.swap_remove(at);
-        letter.tries += 1;
-        let answer = self.post(&letter.alert).await;
+        let first = self.deliveries.iter().enumerate().min_by_key(|(_, delivery)| delivery.due);
+        let Some((at, _)) = first else { return self.record_health(true) };
+        let mut delivery = self.deliveries.swap_remove(at);
+        delivery.attempts += 1;
+        let answer = self.post(&delivery.alert).await;
         let webhook = Arc::clone(&self.target.name);
-        let id = letter.alert.id;
-        let heard = match answer {
-            Answer::Heard => true,
-            Answer::Final(reason) => {
-                warn!(%webhook, alert = %id, %reason, "a webhook does not take an alert");
+        let id = delivery.alert.id;
+        let delivered = match answer {
+            Response::Accepted => true,
+            Response::Rejected(reason) => {
+                warn!(%webhook, alert = %id, %reason, "webhook rejected an alert");
                 false
             }
-            Answer::Later(after, reason) => {
-                self.breaker_says(false);
-                let pause = self.patience.pause(letter.tries, after);
-                let tries = letter.tries;
-                debug!(%webhook, alert = %id, %reason, tries, ?pause, "a webhook is tried again");
-                letter.due = Instant::now() + pause;
-                return self.letters.push(letter);
+            Response::Retry(after, reason) => {
+                self.record_health(false);
+                let pause = self.retry_policy.pause(delivery.attempts, after);
+                let attempts = delivery.attempts;
+                debug!(%webhook, alert = %id, %reason, attempts, ?pause, "alert delivery retried");
+                delivery.due = Instant::now() + pause;
+                return self.deliveries.push(delivery);
             }
         };
-        self.breaker_says(true);
-        if heard {
+        self.record_health(true);
+        if delivered {
             self.sent.inc()
         } else {
             self.failed.inc()
         };
-        let _ = self.told.send(Told { id, webhook, heard }).await;
+        let _ = self.results.send(DeliveryResult { id, webhook, delivered }).await;
     }
 
-    fn breaker_says(&mut self, answered: bool) {
+    fn record_health(&mut self, answered: bool) {
         let before = self.breaker.is_open();
         if answered {
-            self.breaker.succeeded();
+            self.breaker.record_success();
         } else {
-            self.breaker.failed(Instant::now());
+            self.breaker.record_failure(Instant::now());
         }
         match (before, self.breaker.is_open()) {
             (false, true) => {
-                warn!(webhook = &*self.target.name, "a webhook fails again and again: it rests");
+                warn!(
+                    webhook = &*self.target.name,
+                    "webhook paused after repeated failures, see crossfade_webhooks_broken"
+                );
                 self.open.inc();
             }
             (true, false) => drop(self.open.dec()),
@@ -388,7 +403,7 @@ impl Post {
         }
     }
 
-    async fn post(&self, alert: &StoredAlert) -> Answer {
+    async fn post(&self, alert: &StoredAlert) -> Response {
         let (id, body) = (alert.id.to_string(), body(alert));
         let timestamp = lifecycle::unix_ms() / 1000;
         let request = self
@@ -402,9 +417,9 @@ impl Post {
         match request.send().await {
             Ok(answer) => {
                 let after = answer.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok());
-                judge(answer.status(), after, SystemTime::now())
+                classify(answer.status(), after, SystemTime::now())
             }
-            Err(err) => Answer::Later(None, err.without_url().to_string()),
+            Err(err) => Response::Retry(None, err.without_url().to_string()),
         }
     }
 }

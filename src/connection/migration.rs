@@ -27,7 +27,7 @@ use crate::{
         assignment::Unit,
         cohort::Cohort,
         flag::{TAKEOVER, TRANSPORT},
-        measure::Fact,
+        measure::Observation,
         node_counts::{NodeCounts, share},
         registry::RolloutRecord,
         schedule::Stop,
@@ -49,6 +49,9 @@ pub struct Migrator {
     surveys: u64,
     /// Whether there is a legacy system to return to.
     has_legacy: bool,
+    /// While a hard stop is in force: the number of the first connection after this node learned of it.
+    /// By number, not by time: clocks of nodes differ, and a millisecond is long.
+    first_after_hard_stop: Option<u64>,
 }
 
 /// A client on the wrong transport.
@@ -94,6 +97,7 @@ impl Migrator {
             asked: 0,
             surveys: 0,
             has_legacy,
+            first_after_hard_stop: None,
         }
     }
 
@@ -128,6 +132,10 @@ impl Migrator {
     async fn survey(&mut self) {
         let flags = self.connections.rollouts.registry.now();
         let record = flags.get(TRANSPORT).cloned();
+        let is_hard = record.as_ref().is_some_and(|r| r.flag.course.stop == Some(Stop::Hard));
+        let first = || self.connections.cluster.next_number();
+        self.first_after_hard_stop =
+            is_hard.then(|| self.first_after_hard_stop.unwrap_or_else(first));
         let takeover = flags.get(TAKEOVER).filter(|_| self.has_legacy).cloned();
         let forward = flags.cut_off.is_none_or(|since| since.elapsed() < STALE_ROLLOUTS);
         let epoch = self.connections.rollouts.meter.epoch();
@@ -185,7 +193,7 @@ impl Migrator {
         self.connections.record_present(&mut state, &unit, survey.epoch);
         if first && survey.measures_memory {
             let bytes = client.memory(&state);
-            self.connections.rollouts.meter.record(&unit, Fact::Memory { bytes });
+            self.connections.rollouts.meter.record(&unit, Observation::Memory { bytes });
         }
         let assignment = flag.assignment(&unit, environment);
         counts.users_new += u64::from(first && assignment.new);
@@ -197,7 +205,9 @@ impl Migrator {
         }
         match flag.course.stop {
             // A client that connected after the stop, and asked for no route, is served.
-            Some(Stop::Hard) if on_new && client.connected_at < flag.changed_at => {
+            Some(Stop::Hard)
+                if on_new && self.first_after_hard_stop.is_some_and(|n| client.number < n) =>
+            {
                 state.superseded = true;
                 drop(state);
                 let reason = Some("rollback".into());

@@ -18,7 +18,7 @@ use crate::{
     protocol::{CloseCode, MemberId, Position, frame::ResetReason},
     rollout::{
         assignment::Unit,
-        measure::{Fact, Resume},
+        measure::{Observation, Resume},
     },
     wire::Transport,
 };
@@ -38,16 +38,18 @@ impl Connections {
         let unit = state.unit();
         drop(state);
         let to_new = client.format.transport == Transport::WebSocket;
-        self.rollouts.meter.record(&unit, Fact::Assigned);
-        self.rollouts.meter.record(&unit, Fact::Connect { ok: true, to_new, moved });
-        self.rollouts.meter.record(&unit, Fact::Arrived);
+        self.rollouts.meter.record(&unit, Observation::Assigned);
+        self.rollouts
+            .meter
+            .record(&unit, Observation::Connect { ok: true, to_new, migrated: moved });
+        self.rollouts.meter.record(&unit, Observation::SessionStarted);
     }
 
     /// A client is connected; it may have connected before the rollout's epoch began.
     pub(super) fn record_present(&self, state: &mut ClientState, unit: &Unit, epoch: Option<u64>) {
         if let Some(epoch) = epoch.filter(|epoch| state.stats.epoch < *epoch) {
             state.stats.epoch = epoch;
-            self.rollouts.meter.record(unit, Fact::Arrived);
+            self.rollouts.meter.record(unit, Observation::SessionStarted);
         }
     }
 
@@ -65,7 +67,7 @@ impl Connections {
             .any(|subscription| subscription.link.membership.is_some());
         drop(state);
         if for_good {
-            return self.rollouts.meter.left(&unit, epoch);
+            return self.rollouts.meter.session_ended(&unit, epoch);
         }
         let by_gateway = is_by_gateway(code);
         let at = Instant::now();
@@ -78,10 +80,10 @@ impl Connections {
         let Some(disconnected) = self.disconnected.remove(session) else { return };
         let away = disconnected.at.elapsed();
         if !migrated && !disconnected.by_gateway && away < RECONNECT_WINDOW {
-            self.rollouts.meter.record(&disconnected.unit, Fact::Interrupted);
+            self.rollouts.meter.record(&disconnected.unit, Observation::Interrupted);
             // The other members had been told that it left.
             if disconnected.was_member && self.cluster.config().presence_grace < away {
-                self.rollouts.meter.record(&disconnected.unit, Fact::Flapped);
+                self.rollouts.meter.record(&disconnected.unit, Observation::Flapped);
             }
         }
         self.record_left([disconnected]);
@@ -90,7 +92,7 @@ impl Connections {
     /// Another connection replaced one that was not known to be broken.
     pub(super) fn record_interruption(&self, client: &Client) {
         let unit = client.state().unit();
-        self.rollouts.meter.record(&unit, Fact::Interrupted);
+        self.rollouts.meter.record(&unit, Observation::Interrupted);
     }
 
     /// Counts sessions as left that have not reconnected in time.
@@ -111,14 +113,16 @@ impl Connections {
         let first = !std::mem::replace(&mut state.stats.resume_recorded, true);
         let unit = state.unit();
         match lost {
-            None if first => self.rollouts.meter.record(&unit, Fact::Resumed(Resume::Whole)),
+            None if first => {
+                self.rollouts.meter.record(&unit, Observation::Resumed(Resume::Complete))
+            }
             None => {}
             Some(reason) => {
-                self.rollouts.meter.record(&unit, Fact::Resumed(Resume::Reset));
+                self.rollouts.meter.record(&unit, Observation::Resumed(Resume::Reset));
                 if reason == ResetReason::Expired && since.epoch == head.epoch {
                     let missed = head.offset.saturating_sub(since.offset);
                     let events = u32::try_from(missed).unwrap_or(u32::MAX).min(LOST_EVENTS_MAX);
-                    self.rollouts.meter.record(&unit, Fact::Dropped { events });
+                    self.rollouts.meter.record(&unit, Observation::Dropped { events });
                 }
             }
         }
@@ -128,13 +132,13 @@ impl Connections {
     pub(super) fn record_request(&self, client: &Arc<Client>, ok: bool) {
         if self.rollouts.meter.epoch().is_some() {
             let unit = client.state().unit();
-            self.rollouts.meter.record(&unit, Fact::Request { ok });
+            self.rollouts.meter.record(&unit, Observation::Request { ok });
         }
     }
 
     fn record_left(&self, sessions: impl IntoIterator<Item = DisconnectedSession>) {
         for DisconnectedSession { unit, epoch, .. } in sessions {
-            self.rollouts.meter.left(&unit, epoch);
+            self.rollouts.meter.session_ended(&unit, epoch);
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) async fn perform(
         ClientFrame::Pong => return None,
         ClientFrame::Report { stats, .. } => {
             let unit = client.state().unit();
-            connections.rollouts.meter.report(&unit, stats.as_str());
+            connections.rollouts.meter.record_client_report(&unit, stats.as_str());
             return None;
         }
         ClientFrame::Goodbye => {

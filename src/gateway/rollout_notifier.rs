@@ -1,4 +1,4 @@
-//! Carrying what came of the rollouts to whoever is to know: people by alerts, the validation by a run.
+//! Turns the rollout evaluator's messages into alerts and validation runs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     validation::Validator,
 };
 
-/// Knows whom to tell.
+/// Receives the evaluator's messages and acts on them.
 #[derive(Debug)]
 pub(super) struct RolloutNotifier {
     pub(super) alerts: Arc<Alerts>,
@@ -25,43 +25,43 @@ pub(super) struct RolloutNotifier {
     pub(super) stage: Stage,
 }
 
-/// Synthetic sessions of a validation before a step up, and how long they listen.
+/// Sessions per side and duration of a validation that a rollout step requires.
 const SESSIONS: usize = 100;
 const LISTEN: Duration = Duration::from_secs(10);
 
-/// A validation that could not be run is tried again after this.
-const AGAIN: Duration = Duration::from_secs(30);
+/// Pause before a validation that could not be run is retried.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 impl RolloutNotifier {
-    /// Begins to tell.
-    pub(super) fn start(self, news: mpsc::Receiver<News>) {
+    /// Starts the receiving task.
+    pub(super) fn start(self, messages: mpsc::Receiver<News>) {
         let (stage, stopping) = (self.stage.clone(), self.stage.stopping().clone());
-        let herald = Arc::new(self);
-        stage.spawn("herald", async move {
-            let _ = stopping.run_until_cancelled(herald.tell(news)).await;
+        let notifier = Arc::new(self);
+        stage.spawn("rollout_notifier", async move {
+            let _ = stopping.run_until_cancelled(notifier.run(messages)).await;
         });
     }
 
-    /// Until nobody has news any more.
-    async fn tell(self: Arc<Self>, mut news: mpsc::Receiver<News>) {
-        while let Some(news) = news.recv().await {
-            match news {
+    /// Runs until the evaluator is gone.
+    async fn run(self: Arc<Self>, mut messages: mpsc::Receiver<News>) {
+        while let Some(message) = messages.recv().await {
+            match message {
                 News::Tell { component, action, urgent, text, figures } => {
                     warn!(%component, urgent, "{text}");
-                    let happening = AlertKind::of_action(action);
+                    let kind = AlertKind::of_action(action);
                     let component = component.to_string();
                     self.alerts.raise(Alert {
                         component,
-                        happening,
+                        kind,
                         urgent,
                         text,
                         figures: Some(figures),
                     });
                 }
                 News::Validate { component, stage } => {
-                    let (herald, stopping) = (Arc::clone(&self), self.stage.stopping().clone());
+                    let (notifier, stopping) = (Arc::clone(&self), self.stage.stopping().clone());
                     self.stage.spawn("validation", async move {
-                        let validating = herald.validate(&component, stage);
+                        let validating = notifier.validate(&component, stage);
                         let _ = stopping.run_until_cancelled(validating).await;
                     });
                 }
@@ -69,29 +69,33 @@ impl RolloutNotifier {
         }
     }
 
-    /// Compares both sides until there is an answer, or the stage is another one: what could not be
-    /// compared is neither good nor bad.
+    /// Retries the validation until it has an outcome or the rollout is in another stage: a
+    /// validation that could not be run says nothing about either side.
     async fn validate(&self, component: &Component, stage: u64) {
-        let mut again = tokio::time::interval(AGAIN);
+        let mut retry = tokio::time::interval(RETRY_INTERVAL);
         loop {
-            again.tick().await;
+            retry.tick().await;
             let flags = self.registry.now();
-            let Some(standing) = flags.get(component.as_str()) else { return };
-            if standing.flag.course.stage != stage {
+            let Some(record) = flags.get(component.as_str()) else { return };
+            if record.flag.course.stage != stage {
                 return;
             }
             match self.validation.validate(component, SESSIONS, LISTEN).await {
                 Ok(outcome) => {
-                    let differs = outcome.differs();
-                    info!(%component, ?differs, "both sides were compared");
+                    let differs = outcome.difference();
+                    info!(%component, ?differs, "validation of the rollout step completed");
                     let change = Change::Validated { stage, differs };
                     let by = Actor { name: "validation".to_owned(), reason: String::new() };
                     match self.registry.change(component, &change, None, &by).await {
                         Ok(_) => return,
-                        Err(err) => warn!(%component, %err, "a validation could not be kept"),
+                        Err(err) => {
+                            warn!(%component, %err, "validation outcome not stored, trying again");
+                        }
                     }
                 }
-                Err(err) => warn!(%component, %err, "both sides could not be compared"),
+                Err(err) => {
+                    warn!(%component, %err, "validation failed to run, trying again in 30 s")
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{AppState, error::ApiError};
-use crate::{alert::KEPT, auth::Scope, protocol::ErrorCode};
+use crate::{alert::MAX_ALERTS, auth::Scope, protocol::ErrorCode};
 
 #[derive(Deserialize)]
 pub(super) struct ListQuery {
@@ -37,7 +37,7 @@ pub(super) async fn list(
         let named = query.component.as_ref().is_none_or(|name| *name == alert.component);
         named && query.acknowledged.is_none_or(|seen| seen == alert.acknowledged.is_some())
     });
-    alerts.truncate(query.limit.unwrap_or(KEPT));
+    alerts.truncate(query.limit.unwrap_or(MAX_ALERTS));
     Ok(Json(json!({ "alerts": alerts, "lost": app.alerts.lost() })))
 }
 
@@ -50,7 +50,7 @@ pub(super) async fn acknowledge(
     let by = app.operator(&headers).await?;
     let Path(id) = path?;
     let missing = || {
-        let message = format!("there is no alert {id}: only the last {KEPT} are kept");
+        let message = format!("there is no alert {id}: only the last {MAX_ALERTS} are kept");
         ApiError::new(ErrorCode::NotFound, message)
     };
     let found = id.parse::<Uuid>().map_err(|_| missing())?;

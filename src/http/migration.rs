@@ -265,7 +265,7 @@ impl AppState {
             if let Effect::Tell { urgent, text } = act {
                 self.alerts.raise(Alert {
                     component: component.to_string(),
-                    happening: AlertKind::of_action(change.name()),
+                    kind: AlertKind::of_action(change.name()),
                     urgent,
                     text: format!("{text} (by {})", by.name),
                     figures: None,

@@ -65,7 +65,7 @@ pub(super) async fn start(
     let registry = &app.connections.rollouts.registry;
     if let Some(standing) = registry.now().get(component.as_str()) {
         let stage = standing.flag.course.stage;
-        let change = Change::Validated { stage, differs: outcome.differs() };
+        let change = Change::Validated { stage, differs: outcome.difference() };
         registry.change(&component, &change, None, &by).await?;
     }
     Ok(Json(outcome))
@@ -79,7 +79,7 @@ pub(super) async fn newest(
 ) -> Result<Json<Outcome>, ApiError> {
     app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
     let component = component(path)?;
-    let outcome = app.validation.newest(&component).await?;
+    let outcome = app.validation.latest(&component).await?;
     outcome.map(Json).ok_or_else(|| {
         let message = format!(
             "{component} was not validated yet: POST to /api/migration/validation/{component}"

@@ -18,10 +18,10 @@ use tracing::{debug, info, warn};
 use super::{
     Place,
     flag::{Change, Component, Flag},
-    guardrail::{self, Demand, Recent, Verdict},
+    guardrail::{self, Demand, RecentCounts, Verdict},
     lease::Lease,
-    measure::{Arm, Measured, Reports},
-    meter::REPORTS,
+    measure::{ArmCounts, Measurements, Reports},
+    meter::REPORT_KEY_PREFIX,
     registry::{Actor, RolloutRecord, RolloutRegistry},
     schedule::{Effect, Look, Status, Validation},
 };
@@ -36,7 +36,7 @@ pub struct Evaluator {
     registry: Arc<RolloutRegistry>,
     store: Arc<dyn Store>,
     node: String,
-    recent: HashMap<Component, Recent>,
+    recent: HashMap<Component, RecentCounts>,
     /// In which stage a validation was asked for by this node.
     asked: HashMap<Component, u64>,
     news: mpsc::Sender<News>,
@@ -166,21 +166,21 @@ impl Evaluator {
         let now = lifecycle::unix_ms();
         let measured = self.measured(component, flag.course.epoch).await?;
         let recent = self.recent.entry(component.clone()).or_default();
-        recent.look(&measured, flag.guardrails.tripwires.window_seconds, now);
+        recent.sample(&measured, flag.guardrails.tripwires.window_seconds, now);
         let verdicts = guardrail::judge(&flag.guardrails, &measured, recent, now);
         // Nodes need a moment to tell of a stage that has just begun.
         let patience = 1000 * flag.guardrails.fresh_within_seconds;
         let young = measured.nodes == 0 && now < flag.changed_at + patience;
         let (demand, asking) = match young {
             true => (Demand::Nothing, Vec::new()),
-            false => guardrail::demand(&verdicts),
+            false => guardrail::strongest_demand(&verdicts),
         };
         let look = Look {
             of: measured.window.map_or((0, 0), |window| (window.epoch, window.stage)),
             users: measured.current.new.users,
             events: seen_of(&measured.current.new),
             demand,
-            reasons: asking.iter().map(|verdict| verdict.sentence.clone()).collect(),
+            reasons: asking.iter().map(|verdict| verdict.summary.clone()).collect(),
             asking: asking.iter().map(|verdict| verdict.name.to_string()).collect(),
             waits_for: self.waits_for(standing),
         };
@@ -224,19 +224,23 @@ impl Evaluator {
         }
     }
 
-    async fn measured(&self, component: &Component, epoch: u64) -> Result<Measured, BrokerError> {
+    async fn measured(
+        &self,
+        component: &Component,
+        epoch: u64,
+    ) -> Result<Measurements, BrokerError> {
         let mut reports = Reports::default();
-        for (key, text) in self.store.told(&format!("{REPORTS}{component}/")).await? {
+        for (key, text) in self.store.told(&format!("{REPORT_KEY_PREFIX}{component}/")).await? {
             match serde_json::from_str(&text) {
                 Ok(report) => {
-                    if let Err(err) = reports.take(report) {
+                    if let Err(err) = reports.insert(report) {
                         debug!(key, %err, "a report was not taken");
                     }
                 }
                 Err(err) => debug!(key, %err, "a report cannot be read"),
             }
         }
-        Ok(reports.measured(epoch))
+        Ok(reports.merge(epoch))
     }
 
     fn waits_for(&self, standing: &RolloutRecord) -> Vec<String> {
@@ -277,15 +281,15 @@ impl Evaluator {
 }
 
 /// What happened to an arm that could have gone wrong.
-fn seen_of(arm: &Arm) -> u64 {
+fn seen_of(arm: &ArmCounts) -> u64 {
     let (_, tried) = arm.failures();
     tried + arm.delivered
 }
 
-fn shown(measured: &Measured) -> Value {
+fn shown(measured: &Measurements) -> Value {
     let sums = measured.comparable();
     json!({
-        "at": measured.freshest,
+        "at": measured.last_report_at,
         "nodes": measured.nodes,
         "memory": measured.memory,
         "untracked": measured.untracked,
@@ -294,7 +298,7 @@ fn shown(measured: &Measured) -> Value {
     })
 }
 
-fn shown_arm(arm: &Arm) -> Value {
+fn shown_arm(arm: &ArmCounts) -> Value {
     let latency = &arm.latency;
     let at = |quantile| latency.quantile(quantile, 0.05).map(|found| found.value);
     json!({
@@ -302,8 +306,8 @@ fn shown_arm(arm: &Arm) -> Value {
         "usersOnNew": arm.users_on_new,
         "connects": arm.connects,
         "connectFailures": arm.connect_failures,
-        "moves": arm.moves,
-        "moveFailures": arm.move_failures,
+        "migrations": arm.migrations,
+        "migrationFailures": arm.migration_failures,
         "interruptions": arm.interruptions,
         "resumes": arm.resumes,
         "resets": arm.resets,

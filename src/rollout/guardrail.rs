@@ -1,11 +1,11 @@
-//! What a rollout must not do, and whether it does: settings and counts in, verdicts out.
+//! Guardrails of a rollout: settings and measurements in, verdicts out.
 //!
-//! Pure. A verdict keeps the numbers it was made from and a sentence for whoever is woken by it.
-//! What is done about it is [`schedule`](super::schedule)'s business.
+//! A tripwire is a limit of the new arm alone, evaluated within seconds and without statistics. A
+//! comparison tests the new arm against the others, with an error rate that holds for all looks
+//! together; the comparisons in mode `guardrail` share `alpha`. Described in docs/statistics.md.
 //!
-//! Tripwires are limits of the new arm alone, judged in seconds and without statistics. Comparisons
-//! set it against the others, and keep their error for all looks together: the guardrails among
-//! them share `alpha`. Page: docs/statistics.md.
+//! Pure. A verdict carries the numbers it is based on and a summary for the operator. What a
+//! rollout does about it is decided in [`schedule`](super::schedule).
 
 mod compare;
 mod settings;
@@ -16,54 +16,54 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    measure::{Failure, Measured},
+    measure::{Failure, Measurements},
     statistics::Interval,
 };
 
 pub use settings::{
     Comparison, Comparisons, GuardrailError, Guardrails, Mode, Tripwire, Tripwires,
 };
-pub use tripwire::{Recent, Tally};
+pub use tripwire::{RecentCounts, TripwireCounts};
 
-/// Which limit is meant.
+/// Identifies a guardrail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Name {
-    /// Tripwire.
+pub enum GuardrailName {
+    /// Tripwire: failed connects, migrations, resumes and requests.
     ErrorRate,
-    /// Tripwire: the 95th percentile of latency.
+    /// Tripwire: slow deliveries; the default limit of 5 % bounds the 95th percentile of latency.
     Latency,
-    /// Tripwire.
+    /// Tripwire: dropped events.
     DropRate,
-    /// Tripwire.
+    /// Tripwire: clients that used the old side because the new one was unreachable.
     Fallbacks,
-    /// Tripwire: the fullest node.
+    /// Tripwire: memory of the node that uses the most.
     NodeMemory,
-    /// Comparison.
+    /// Comparison: users with a failed connect.
     ConnectFailures,
-    /// Comparison.
+    /// Comparison: users with an interrupted session.
     Interruptions,
-    /// Comparison.
+    /// Comparison: users with a dropped event.
     Drops,
-    /// Comparison.
+    /// Comparison: users with a failed request.
     Errors,
-    /// Comparison of slow deliveries.
+    /// Comparison: share of slow deliveries.
     Slow,
-    /// Comparison.
+    /// Comparison: users with a failed resume.
     ResumeFailures,
-    /// Comparison.
+    /// Comparison: users with a resume at the head of a log.
     Resets,
-    /// Comparison of presence.
+    /// Comparison: users whom presence wrongly reported as left.
     Flaps,
-    /// Comparison of sessions.
+    /// Comparison: memory per session.
     Memory,
-    /// Comparison of the arms' sizes.
+    /// Comparison: sizes of the arms against their planned sizes.
     SampleRatio,
-    /// Whether there are news at all.
+    /// Signal: a recent report exists.
     FreshData,
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for GuardrailName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ErrorRate => "error rate",
@@ -86,88 +86,90 @@ impl fmt::Display for Name {
     }
 }
 
-/// What the numbers say about a limit.
+/// Result of evaluating a guardrail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It is kept, as far as can be known yet.
-    Kept,
-    /// It is broken.
-    Broken,
-    /// There is too little to tell.
+    /// The guardrail is not violated, as far as the data show.
+    Passed,
+    /// The guardrail is violated.
+    Violated,
+    /// There are too few data to tell.
     Unknown,
 }
 
-/// What a verdict asks for. The greater beats the less.
+/// What a verdict demands of the rollout, in ascending order of severity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Demand {
-    /// Nothing.
+    /// No action.
     #[default]
     Nothing,
-    /// Not to go on until it is kept again.
+    /// Not to advance until the guardrail passes again.
     Hold,
-    /// To go back.
+    /// To roll back.
     RollBack,
 }
 
-/// So many of so many: events of attempts, users of users, slow deliveries of all timed.
+/// A count out of a total: failures of attempts, affected users of all users, slow of timed
+/// deliveries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Those with trouble.
-    pub with: u64,
+    /// Those that failed or are affected.
+    pub affected: u64,
     /// All.
-    pub of: u64,
+    pub total: u64,
 }
 
 impl Counts {
-    /// In percent; 0 of none.
+    /// `affected` in percent of `total`; 0 if `total` is 0.
     pub fn percent(self) -> f64 {
-        if self.of == 0 { 0.0 } else { 100.0 * self.with as f64 / self.of as f64 }
+        if self.total == 0 { 0.0 } else { 100.0 * self.affected as f64 / self.total as f64 }
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} ({:.2} %)", self.with, self.of, self.percent())
+        write!(f, "{} of {} ({:.2} %)", self.affected, self.total, self.percent())
     }
 }
 
-/// What was found about one limit, with its numbers.
+/// The evaluation of one guardrail, with its numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Which limit.
-    pub name: Name,
-    /// How it is set.
+    /// The guardrail.
+    pub name: GuardrailName,
+    /// The mode it is configured with.
     pub mode: Mode,
-    /// What the numbers say.
+    /// What the data show.
     pub outcome: Outcome,
-    /// What it asks for.
+    /// What it demands.
     pub demand: Demand,
-    /// Of the new arm.
+    /// Counts of the new arm.
     pub new: Counts,
-    /// Of the control arm; for evidence on users, of all who are not in the new one.
+    /// Counts of the control arm; for failures of users, of all users outside the new arm.
     pub control: Counts,
-    /// A percentage, or for comparisons how many times the other arm's rate or mean.
+    /// A percentage; for a comparison the ratio to the other arm's rate or mean.
     pub estimate: Option<f64>,
-    /// Between which values the estimate lies, at the level of this limit and by all looks together.
+    /// Confidence interval of the estimate, at the level of this guardrail and for all looks
+    /// together.
     pub interval: Option<Interval>,
-    /// What the estimate has to stay below; for a comparison the lower end of its interval.
+    /// The limit of the estimate; for a comparison the limit of the lower end of its interval.
     pub threshold: f64,
-    /// The natural logarithm of the evidence against "no worse than tolerated" (or, of the arms'
-    /// sizes, against the planned ones), where the comparison is a bet.
+    /// Natural logarithm of the e-value against "no worse than tolerated" (for the sample ratio:
+    /// against the planned sizes), if the comparison is an e-process.
     pub log_e: Option<f64>,
-    /// At which evidence that is refuted: `ln(1/α)`.
+    /// The value of `log_e` at which that is refuted: `ln(1/α)`.
     pub log_e_needed: Option<f64>,
-    /// All of it for a person at 3 a.m.
-    pub sentence: String,
+    /// All of it in one sentence for the operator.
+    pub summary: String,
 }
 
 impl Verdict {
-    fn new(name: Name, mode: Mode, outcome: Outcome) -> Self {
+    fn new(name: GuardrailName, mode: Mode, outcome: Outcome) -> Self {
         let demand = match (outcome, mode) {
-            (Outcome::Broken, Mode::Guardrail) => Demand::RollBack,
-            (Outcome::Broken, Mode::Signal) => Demand::Hold,
+            (Outcome::Violated, Mode::Guardrail) => Demand::RollBack,
+            (Outcome::Violated, Mode::Signal) => Demand::Hold,
             _ => Demand::Nothing,
         };
         Self {
@@ -182,62 +184,64 @@ impl Verdict {
             threshold: 0.0,
             log_e: None,
             log_e_needed: None,
-            sentence: String::new(),
+            summary: String::new(),
         }
     }
 }
 
-/// Judges what was measured at `now` (milliseconds since 1970). `recent` is what happened lately.
+/// Evaluates all guardrails at `now` (milliseconds since 1970). `recent` provides the counts of the
+/// tripwires' time window.
 pub fn judge(
     guardrails: &Guardrails,
-    measured: &Measured,
-    recent: &Recent,
+    measurements: &Measurements,
+    recent: &RecentCounts,
     now: u64,
 ) -> Vec<Verdict> {
-    let mut verdicts = vec![fresh_data(guardrails, measured, now)];
-    verdicts.extend(tripwire::judge(guardrails, measured, recent, now));
-    verdicts.extend(compare::judge(guardrails, measured));
+    let mut verdicts = vec![fresh_data(guardrails, measurements, now)];
+    verdicts.extend(tripwire::judge(guardrails, measurements, recent, now));
+    verdicts.extend(compare::judge(guardrails, measurements));
     verdicts
 }
 
-/// The most that any verdict asks for, and who asks for it.
-pub fn demand(verdicts: &[Verdict]) -> (Demand, Vec<&Verdict>) {
-    let most = verdicts.iter().map(|verdict| verdict.demand).max().unwrap_or_default();
-    let asks = |verdict: &&Verdict| verdict.demand == most && most > Demand::Nothing;
-    (most, verdicts.iter().filter(asks).collect())
+/// The most severe demand, and the verdicts that make it; none of them if it is
+/// [`Demand::Nothing`].
+pub fn strongest_demand(verdicts: &[Verdict]) -> (Demand, Vec<&Verdict>) {
+    let strongest = verdicts.iter().map(|verdict| verdict.demand).max().unwrap_or_default();
+    let makes_it = |verdict: &&Verdict| verdict.demand == strongest && strongest > Demand::Nothing;
+    (strongest, verdicts.iter().filter(makes_it).collect())
 }
 
-/// No news hold the rollout: they are neither good nor bad.
-fn fresh_data(guardrails: &Guardrails, measured: &Measured, now: u64) -> Verdict {
-    let age = now.saturating_sub(measured.freshest) / 1_000;
-    let fresh = measured.nodes > 0 && age <= guardrails.fresh_within_seconds;
-    let outcome = if fresh { Outcome::Kept } else { Outcome::Broken };
-    let mut verdict = Verdict::new(Name::FreshData, Mode::Signal, outcome);
+/// A rollout without recent reports holds: missing data are neither good nor bad.
+fn fresh_data(guardrails: &Guardrails, measurements: &Measurements, now: u64) -> Verdict {
+    let age = now.saturating_sub(measurements.last_report_at) / 1_000;
+    let fresh = measurements.nodes > 0 && age <= guardrails.fresh_within_seconds;
+    let outcome = if fresh { Outcome::Passed } else { Outcome::Violated };
+    let mut verdict = Verdict::new(GuardrailName::FreshData, Mode::Signal, outcome);
     verdict.threshold = guardrails.fresh_within_seconds as f64;
-    verdict.sentence = if measured.nodes == 0 {
-        "no node has reported in this epoch; the rollout holds until one does".to_owned()
+    verdict.summary = if measurements.nodes == 0 {
+        "no node has reported in this epoch: the rollout holds until one does".to_owned()
     } else if fresh {
         verdict.estimate = Some(age as f64);
         format!("the last report is {age} s old")
     } else {
         verdict.estimate = Some(age as f64);
         format!(
-            "no node has reported for {age} s; the rollout holds, look at the nodes and the store"
+            "no node has reported for {age} s: the rollout holds, check the nodes and the store"
         )
     };
     verdict
 }
 
-/// Which users a comparison of troubles is about.
-fn troubles(comparisons: &Comparisons) -> [(Name, Failure, &Comparison); 7] {
+/// The comparisons of users with a failure.
+fn failure_comparisons(comparisons: &Comparisons) -> [(GuardrailName, Failure, &Comparison); 7] {
     [
-        (Name::ConnectFailures, Failure::ConnectFailed, &comparisons.connect_failures),
-        (Name::Interruptions, Failure::Interrupted, &comparisons.interruptions),
-        (Name::Drops, Failure::Dropped, &comparisons.drops),
-        (Name::Errors, Failure::Error, &comparisons.errors),
-        (Name::ResumeFailures, Failure::ResumeFailed, &comparisons.resume_failures),
-        (Name::Resets, Failure::Reset, &comparisons.resets),
-        (Name::Flaps, Failure::Flapped, &comparisons.flaps),
+        (GuardrailName::ConnectFailures, Failure::ConnectFailed, &comparisons.connect_failures),
+        (GuardrailName::Interruptions, Failure::Interrupted, &comparisons.interruptions),
+        (GuardrailName::Drops, Failure::Dropped, &comparisons.drops),
+        (GuardrailName::Errors, Failure::RequestFailed, &comparisons.errors),
+        (GuardrailName::ResumeFailures, Failure::ResumeFailed, &comparisons.resume_failures),
+        (GuardrailName::Resets, Failure::Reset, &comparisons.resets),
+        (GuardrailName::Flaps, Failure::Flapped, &comparisons.flaps),
     ]
 }
 

@@ -1,8 +1,8 @@
-//! This node's counts of a rollout: facts come in from the connections, reports go out to the store.
+//! Meter of the transport rollout on this node: observations in, reports to the store out.
 //!
-//! What is counted and how is [`super::measure`]'s business. Here is the lock around it, when the
-//! stage changes, and how often the others are told. Users who are named by hand or not eligible are
-//! not counted: nobody may be compared with them.
+//! Owns the lock around [`super::measure`], the switch to a new stage, and the reporting interval.
+//! What is counted, and how, is decided there. Users who are overridden by name or not eligible are
+//! not counted, because they are not assigned at random and cannot be compared.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tracing::debug;
 use super::{
     assignment::{Reason, Unit},
     flag::{Flag, TRANSPORT},
-    measure::{self, Fact, Measure, Window},
+    measure::{Collector, Observation, UserKey, Window},
     registry::RolloutRegistry,
 };
 use crate::{
@@ -22,149 +22,158 @@ use crate::{
     lifecycle::{self, Stage},
 };
 
-/// Counts what happens to users while the transports' rollout is under way.
+/// Counts what happens to users while the transport rollout is active.
 #[derive(Debug)]
 pub struct Meter {
     registry: Arc<RolloutRegistry>,
-    /// Which run of which node this is.
+    /// Identifies this run of this node in reports.
     run: u64,
-    measure: Mutex<Option<Measure>>,
-    /// How much of its memory the node uses, 0 to 1.
+    collector: Mutex<Option<Collector>>,
+    /// Returns the share of memory that the node uses, 0 to 1.
     memory: fn() -> f64,
 }
 
-/// Keys of reports in the store.
-pub(super) const REPORTS: &str = "measures/";
+/// Prefix of the store keys of reports.
+pub(super) const REPORT_KEY_PREFIX: &str = "measures/";
 
-/// How often the others are told.
-const EVERY: Duration = Duration::from_secs(2);
+/// How often a report is written.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a report of a node that is gone still counts.
-const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// How long the last report of a stopped node still counts.
+const REPORT_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// Users counted on one node, at 45 bytes each.
-const USERS: usize = 200_000;
+/// Limit of tracked users on one node, at about 45 bytes each.
+const MAX_USERS: usize = 200_000;
 
-/// What a client measured since its last report. What is odd about it counts as nothing.
+/// What a client measured since its last report. Missing fields count as zero; a report that cannot
+/// be parsed counts nothing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ClientReport {
-    /// Attempts to connect that failed.
+    /// Failed connection attempts.
     connect_failures: u32,
-    /// Times the other transport was taken because the first could not be had.
+    /// Times the client used the other transport because the first was unreachable.
     fallbacks: u32,
-    /// Moves that were asked for and failed.
+    /// Migrations that the gateway asked for and that failed.
     failed_migrations: u32,
     /// Events received.
     events: u32,
-    /// From publish to receipt, in milliseconds: a sample of them.
+    /// Publish-to-receipt latencies in milliseconds, of a sample of the events.
     delays: Vec<f64>,
 }
 
-/// Of one kind of trouble a report tells so often at most: more says nothing more.
-const TROUBLES: u32 = 5;
+/// Most failures of one kind that are counted from one client report.
+const MAX_FAILURES_PER_KIND: u32 = 5;
 
 impl Meter {
-    /// Begins to count. `memory` says how much of its memory the node uses, 0 to 1.
+    /// Starts the reporting task. `memory` returns the share of memory that the node uses, 0 to 1.
     pub fn start(registry: Arc<RolloutRegistry>, memory: fn() -> f64, stage: &Stage) -> Arc<Self> {
         let store = Arc::clone(registry.store());
         let run = rand::random();
-        let this = Arc::new(Self { registry, run, measure: Mutex::default(), memory });
+        let this = Arc::new(Self { registry, run, collector: Mutex::default(), memory });
         let (meter, stopping) = (Arc::clone(&this), stage.stopping().clone());
         stage.spawn("meter", async move {
-            let _ = stopping.run_until_cancelled(meter.tell(&*store)).await;
+            let _ = stopping.run_until_cancelled(meter.publish_reports(&*store)).await;
         });
         this
     }
 
-    /// Which epoch is counted in; none while nothing is under way.
+    /// The epoch that is counted in; none while the rollout is not active.
     pub fn epoch(&self) -> Option<u64> {
-        let now = self.registry.now();
-        let flag = &now.get(TRANSPORT)?.flag;
-        is_under_way(flag).then_some(flag.course.epoch)
+        let flags = self.registry.now();
+        let flag = &flags.get(TRANSPORT)?.flag;
+        is_active(flag).then_some(flag.course.epoch)
     }
 
-    /// Something happened to a user.
-    pub fn record(&self, unit: &Unit, fact: Fact<'_>) {
+    /// Counts one observation of a user. Ignored while the rollout is not active, and for users who
+    /// are not assigned by percentage.
+    pub fn record(&self, unit: &Unit, observation: Observation<'_>) {
         let flags = self.registry.now();
-        let Some(standing) = flags.get(TRANSPORT) else { return };
-        let flag = &standing.flag;
-        if !is_under_way(flag)
+        let Some(record) = flags.get(TRANSPORT) else { return };
+        let flag = &record.flag;
+        if !is_active(flag)
             || flag.assignment(unit, self.registry.environment()).reason != Reason::Split
         {
             return;
         }
-        let who = who(flag, unit);
-        let mut measure = self.measure.lock();
-        entered(&mut measure, self.run, window(flag)).record(who, fact, lifecycle::unix_ms());
+        let key = user_key(flag, unit);
+        let mut collector = self.collector.lock();
+        in_window(&mut collector, self.run, window(flag)).record(
+            key,
+            observation,
+            lifecycle::unix_ms(),
+        );
     }
 
-    /// A session that was counted as here in this epoch is gone. Also where nothing is under way: it
-    /// must not count as here when that goes on.
-    pub fn left(&self, unit: &Unit, epoch: u64) {
+    /// Ends a session that was counted in `epoch`. Applied also while the rollout is not active, so
+    /// that the user does not count as connected when it continues.
+    pub fn session_ended(&self, unit: &Unit, epoch: u64) {
         let flags = self.registry.now();
-        let Some(standing) = flags.get(TRANSPORT) else { return };
-        let flag = &standing.flag;
-        let who = who(flag, unit);
-        if let Some(measure) = self.measure.lock().as_mut()
+        let Some(record) = flags.get(TRANSPORT) else { return };
+        let flag = &record.flag;
+        let key = user_key(flag, unit);
+        if let Some(collector) = self.collector.lock().as_mut()
             && flag.course.epoch == epoch
-            && measure.window().epoch == epoch
+            && collector.window().epoch == epoch
         {
-            measure.record(who, Fact::Left, lifecycle::unix_ms());
+            collector.record(key, Observation::SessionEnded, lifecycle::unix_ms());
         }
     }
 
-    /// A client tells what it measured.
-    pub fn report(&self, unit: &Unit, stats: &str) {
-        let told: ClientReport = serde_json::from_str(stats).unwrap_or_default();
-        if 0 < told.events {
-            let latencies: Vec<f64> = told.delays.iter().copied().take(64).collect();
-            self.record(unit, Fact::Delivered { events: told.events, latencies: &latencies });
+    /// Counts what a client measured itself. Reports that cannot be parsed are ignored.
+    pub fn record_client_report(&self, unit: &Unit, stats: &str) {
+        let report: ClientReport = serde_json::from_str(stats).unwrap_or_default();
+        if 0 < report.events {
+            let latencies: Vec<f64> = report.delays.iter().copied().take(64).collect();
+            self.record(
+                unit,
+                Observation::Delivered { events: report.events, latencies: &latencies },
+            );
         }
-        for _ in 0..told.connect_failures.min(TROUBLES) {
-            self.record(unit, Fact::Connect { ok: false, to_new: false, moved: false });
+        for _ in 0..report.connect_failures.min(MAX_FAILURES_PER_KIND) {
+            self.record(unit, Observation::Connect { ok: false, to_new: false, migrated: false });
         }
-        for _ in 0..told.failed_migrations.min(TROUBLES) {
-            self.record(unit, Fact::Connect { ok: false, to_new: false, moved: true });
+        for _ in 0..report.failed_migrations.min(MAX_FAILURES_PER_KIND) {
+            self.record(unit, Observation::Connect { ok: false, to_new: false, migrated: true });
         }
-        for _ in 0..told.fallbacks.min(TROUBLES) {
-            self.record(unit, Fact::FellBack);
+        for _ in 0..report.fallbacks.min(MAX_FAILURES_PER_KIND) {
+            self.record(unit, Observation::FellBack);
         }
     }
 
-    async fn tell(&self, store: &dyn Store) {
-        let mut tick = interval(EVERY);
+    async fn publish_reports(&self, store: &dyn Store) {
+        let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let key = format!("{REPORTS}{TRANSPORT}/{:016x}", self.run);
+        let key = format!("{REPORT_KEY_PREFIX}{TRANSPORT}/{:016x}", self.run);
         loop {
             tick.tick().await;
-            let Some(text) = self.written() else { continue };
-            if let Err(err) = store.tell(&key, &text, KEEP).await {
-                debug!(%err, "what was counted could not be told");
+            let Some(text) = self.encode_report() else { continue };
+            if let Err(err) = store.tell(&key, &text, REPORT_TTL).await {
+                debug!(%err, "rollout report not written, trying again in 2 s");
             }
         }
     }
 
-    fn written(&self) -> Option<String> {
+    fn encode_report(&self) -> Option<String> {
         let flags = self.registry.now();
         let flag = &flags.get(TRANSPORT)?.flag;
-        let mut measure = self.measure.lock();
-        if !is_under_way(flag) && measure.is_none() {
+        let mut collector = self.collector.lock();
+        if !is_active(flag) && collector.is_none() {
             return None;
         }
-        // Nobody may have come yet: that there is nothing to tell is news too.
-        let measure = entered(&mut measure, self.run, window(flag));
-        let report = measure.report(lifecycle::unix_ms(), (self.memory)());
+        // An empty report is written too: it shows the evaluator that this node counts.
+        let collector = in_window(&mut collector, self.run, window(flag));
+        let report = collector.report(lifecycle::unix_ms(), (self.memory)());
         serde_json::to_string(&report).ok()
     }
 }
 
-fn who(flag: &Flag, unit: &Unit) -> measure::Unit {
+fn user_key(flag: &Flag, unit: &Unit) -> UserKey {
     let (component, salt) = (flag.component.as_str(), flag.salt.as_str());
-    measure::Unit::new(flag.algorithm, component, salt, &unit.id)
+    UserKey::new(flag.algorithm, component, salt, &unit.id)
 }
 
-fn is_under_way(flag: &Flag) -> bool {
+fn is_active(flag: &Flag) -> bool {
     0 < flag.effective().thousandths()
 }
 
@@ -177,9 +186,9 @@ fn window(flag: &Flag) -> Window {
     }
 }
 
-/// The counts, in this stage.
-fn entered(measure: &mut Option<Measure>, run: u64, window: Window) -> &mut Measure {
-    let measure = measure.get_or_insert_with(|| Measure::new(run, window, USERS));
-    measure.enter(window);
-    measure
+/// The collector, created if necessary and advanced to `window`.
+fn in_window(collector: &mut Option<Collector>, run: u64, window: Window) -> &mut Collector {
+    let collector = collector.get_or_insert_with(|| Collector::new(run, window, MAX_USERS));
+    collector.enter_window(window);
+    collector
 }

@@ -1,8 +1,8 @@
-//! Rollouts of a simulated crowd: how often a harmless one is rolled back, and how soon a harmful one.
+//! Simulated rollouts: how often a harmless one is rolled back, and how soon a harmful one.
 //!
-//! The same counting and judging as in service, on two nodes, with a look after every trouble. The
-//! small runs belong to the tests; those of docs/statistics.md are
+//! Uses the production counters and guardrails, on two nodes, with an evaluation after every
+//! failure. Small runs are tests; the figures of docs/statistics.md come from
 //! `cargo test --release --lib rollout::simulation -- --ignored --nocapture`.
 
-mod crowd;
+mod population;
 mod runs;

@@ -1,4 +1,4 @@
-//! What two sides got of one channel, compared event by event. Pure.
+//! Compares the events that the two sides received from a channel. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,100 +6,101 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::Channel;
 
-/// An event as a side got it.
+/// An event as a session received it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// Where it stands in the log.
+pub(super) struct ReceivedEvent {
+    /// Offset in the channel's log.
     pub(super) offset: u64,
-    /// Of all that it says.
+    /// Hash of id, name, data and time.
     pub(super) digest: u64,
-    /// When, in milliseconds since the run began.
+    /// Arrival in milliseconds since the run started.
     pub(super) at: u64,
 }
 
-/// What both sides should have got of a channel.
+/// The events that both sides should have received from a channel.
 #[derive(Clone, Debug)]
 pub(super) struct ExpectedRange<'a> {
     pub(super) channel: &'a Channel,
-    /// Behind this offset.
+    /// The range starts behind this offset.
     pub(super) after: u64,
-    /// Up to this one.
+    /// The range ends with this offset.
     pub(super) until: u64,
-    /// Both sides were there from then on: nothing is late before.
-    pub(super) begun: u64,
-    /// Offsets of events that are known to be in the log, whoever got them.
+    /// When the sessions of both sides were open, in milliseconds since the run started. An event
+    /// received earlier by the other side counts as received at this time.
+    pub(super) started: u64,
+    /// Offsets of events that are known to be in the log, whether or not a side received them.
     pub(super) known: &'a [u64],
 }
 
-/// Milliseconds by which an event may come after it came on the other side.
-pub(super) const LATE_MS: u64 = 500;
+/// Delay in milliseconds behind the other side from which on an event is late.
+pub(super) const LATE_AFTER_MS: u64 = 500;
 
-/// Examples that are kept.
-const EXAMPLES: usize = 10;
+/// Limit of examples.
+const MAX_EXAMPLES: usize = 10;
 
 /// One of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
-    /// The one that is left.
+    /// The side that clients are migrated from.
     Old,
-    /// The one that is moved to.
+    /// The side that clients are migrated to.
     New,
 }
 
-/// What is wrong with an event.
+/// A way in which the delivery of an event differs from what is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Discrepancy {
-    /// The side did not get it.
+    /// Not received on this side.
     Missing,
-    /// It got it more than once.
+    /// Received more than once.
     Duplicated,
-    /// It got it after a later one.
+    /// Received after a later event.
     Reordered,
-    /// It says something else than on the other side.
+    /// Received with another content than on the other side.
     Different,
-    /// It came long after it came on the other side.
+    /// Received more than half a second later than on the other side.
     Late,
 }
 
-/// What one side got, over all its sessions.
+/// Counts of one side, over all its sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Counts {
-    /// Events, each once.
+    /// Distinct events received.
     pub received: u64,
-    /// Events that the other side got or that were published, and this one did not get.
+    /// Events received by the other side or known to be published, and not received by this side.
     pub missing: u64,
-    /// Times an event came again.
+    /// Repeated deliveries of an event.
     pub duplicated: u64,
-    /// Events that came after a later one.
+    /// Events received after a later one.
     pub reordered: u64,
-    /// Events that came more than half a second after the other side had them.
+    /// Events received more than half a second later than by the other side.
     pub late: u64,
-    /// Times it was told that something is lost.
+    /// Resets: the session was told that events are lost.
     pub resets: u64,
-    /// Sessions that could not be opened, or ended before the end.
+    /// Sessions that could not be opened or ended early.
     pub broken: u64,
 }
 
-/// An event that is not as it should be.
+/// An event with a discrepancy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Example {
-    /// On which side.
+    /// The side with the discrepancy.
     pub side: Side,
     /// What is wrong.
-    pub fault: Discrepancy,
-    /// In which channel.
+    pub discrepancy: Discrepancy,
+    /// The channel of the event.
     pub channel: Channel,
-    /// Where in its log.
+    /// The offset in the channel's log.
     pub offset: u64,
 }
 
-/// What was found so far.
+/// The comparison so far, over all pairs of sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Findings {
-    /// Events that both sides should have got, summed over the sessions.
+pub(super) struct Comparison {
+    /// Events that each side should have received, summed over its sessions.
     pub(super) events: u64,
     pub(super) old: Counts,
     pub(super) new: Counts,
@@ -107,33 +108,40 @@ pub(super) struct Findings {
     pub(super) examples: Vec<Example>,
 }
 
-impl Findings {
-    /// Compares what two sessions got, each in the order in which it got it.
-    pub(super) fn compare(&mut self, span: &ExpectedRange<'_>, old: &[Seen], new: &[Seen]) {
-        let old = self.read(span, Side::Old, old);
-        let new = self.read(span, Side::New, new);
-        let inside = |offset: &u64| span.after < *offset && *offset <= span.until;
-        let known = span.known.iter().copied().filter(inside);
+impl Comparison {
+    /// Compares what two sessions received, each list in the order of arrival.
+    pub(super) fn compare(
+        &mut self,
+        range: &ExpectedRange<'_>,
+        old: &[ReceivedEvent],
+        new: &[ReceivedEvent],
+    ) {
+        let old = self.first_deliveries(range, Side::Old, old);
+        let new = self.first_deliveries(range, Side::New, new);
+        let in_range = |offset: &u64| range.after < *offset && *offset <= range.until;
+        let known = range.known.iter().copied().filter(in_range);
         let all: BTreeSet<u64> = old.keys().chain(new.keys()).copied().chain(known).collect();
         self.events += all.len() as u64;
         for offset in all {
             let (on_old, on_new) = (old.get(&offset), new.get(&offset));
             if on_old.is_none() {
-                self.note(span, Side::Old, Discrepancy::Missing, offset);
+                self.record(range, Side::Old, Discrepancy::Missing, offset);
             }
             if on_new.is_none() {
-                self.note(span, Side::New, Discrepancy::Missing, offset);
+                self.record(range, Side::New, Discrepancy::Missing, offset);
             }
             let (Some(on_old), Some(on_new)) = (on_old, on_new) else { continue };
             if on_old.digest != on_new.digest {
-                self.note(span, Side::New, Discrepancy::Different, offset);
+                self.record(range, Side::New, Discrepancy::Different, offset);
             }
-            let late = |one: &Seen, other: &Seen| other.at.max(span.begun) + LATE_MS < one.at;
+            let late = |event: &ReceivedEvent, other: &ReceivedEvent| {
+                other.at.max(range.started) + LATE_AFTER_MS < event.at
+            };
             if late(on_old, on_new) {
-                self.note(span, Side::Old, Discrepancy::Late, offset);
+                self.record(range, Side::Old, Discrepancy::Late, offset);
             }
             if late(on_new, on_old) {
-                self.note(span, Side::New, Discrepancy::Late, offset);
+                self.record(range, Side::New, Discrepancy::Late, offset);
             }
         }
     }
@@ -145,40 +153,56 @@ impl Findings {
         }
     }
 
-    /// The first of each event, and what is wrong with their order.
-    fn read(&mut self, span: &ExpectedRange<'_>, side: Side, seen: &[Seen]) -> BTreeMap<u64, Seen> {
+    /// The first delivery of each event in the range. Records duplicates and reordered events.
+    fn first_deliveries(
+        &mut self,
+        range: &ExpectedRange<'_>,
+        side: Side,
+        received: &[ReceivedEvent],
+    ) -> BTreeMap<u64, ReceivedEvent> {
         let mut first = BTreeMap::new();
         let mut last = 0;
-        for one in seen {
-            let offset = one.offset;
-            if offset <= span.after || span.until < offset {
+        for event in received {
+            let offset = event.offset;
+            if offset <= range.after || range.until < offset {
                 continue;
             }
             if first.contains_key(&offset) {
-                self.note(span, side, Discrepancy::Duplicated, offset);
+                self.record(range, side, Discrepancy::Duplicated, offset);
                 continue;
             }
             if offset < last {
-                self.note(span, side, Discrepancy::Reordered, offset);
+                self.record(range, side, Discrepancy::Reordered, offset);
             }
             last = last.max(offset);
-            first.insert(offset, *one);
+            first.insert(offset, *event);
         }
         self.side(side).received += first.len() as u64;
         first
     }
 
-    fn note(&mut self, span: &ExpectedRange<'_>, side: Side, fault: Discrepancy, offset: u64) {
+    fn record(
+        &mut self,
+        range: &ExpectedRange<'_>,
+        side: Side,
+        discrepancy: Discrepancy,
+        offset: u64,
+    ) {
         let counts = self.side(side);
-        match fault {
+        match discrepancy {
             Discrepancy::Missing => counts.missing += 1,
             Discrepancy::Duplicated => counts.duplicated += 1,
             Discrepancy::Reordered => counts.reordered += 1,
             Discrepancy::Late => counts.late += 1,
             Discrepancy::Different => self.different += 1,
         }
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(Example { side, fault, channel: span.channel.clone(), offset });
+        if self.examples.len() < MAX_EXAMPLES {
+            self.examples.push(Example {
+                side,
+                discrepancy,
+                channel: range.channel.clone(),
+                offset,
+            });
         }
     }
 }

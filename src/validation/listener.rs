@@ -1,7 +1,7 @@
-//! A synthetic session on one side: it opens, listens and writes down what it gets.
+//! A synthetic validation session on one side: connects, subscribes, records its events.
 //!
-//! It reads the wire by itself (the WebSocket with a decoder that is not ours), so that what is
-//! compared is what a client would see.
+//! Parses the wire independently of the server's own codecs (the WebSocket with tungstenite), so
+//! that the comparison is made on what a client would see.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -28,50 +28,50 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    compare::Seen,
-    self_connector::{SelfConnector, Wire},
+    compare::ReceivedEvent,
+    self_connector::{SelfConnector, Socket},
 };
 use crate::{
     auth::InternalTicket,
     protocol::{Channel, Epoch, MessageId, Position},
 };
 
-/// A session is there within this time.
-const OPEN: Duration = Duration::from_secs(10);
+/// Time to connect and subscribe.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of one frame.
-const FRAME_BYTES: usize = 1 << 20;
+/// Longest frame or SSE block.
+const MAX_FRAME_BYTES: usize = 1 << 20;
 
-/// Bytes of an answer's head, or of a refusal.
-const HEAD_BYTES: usize = 16 << 10;
+/// Longest head of an HTTP response.
+const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// Which side it listens on.
+/// The transport of a session, which determines its side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transport {
     Sse,
     WebSocket,
 }
 
-/// One session.
+/// An open session.
 pub(super) struct Listener {
-    carrier: Carrier,
+    stream: Stream,
     epoch: Epoch,
-    /// No more than so many events are written down.
-    room: usize,
-    begun: Instant,
-    /// In the order in which they came.
-    pub(super) seen: Vec<Seen>,
+    /// Limit of recorded events.
+    max_events: usize,
+    started: Instant,
+    /// Events in the order of arrival.
+    pub(super) received: Vec<ReceivedEvent>,
     pub(super) resets: u64,
-    /// Why it ended, if it has.
+    /// Why the session ended early, if it did.
     pub(super) ended: Option<String>,
 }
 
-enum Carrier {
-    Sse { wire: Box<dyn Wire>, received: BytesMut },
-    WebSocket(Box<WebSocketStream<Box<dyn Wire>>>),
+enum Stream {
+    Sse { socket: Box<dyn Socket>, received: BytesMut },
+    WebSocket(Box<WebSocketStream<Box<dyn Socket>>>),
 }
 
-/// What either side tells of an event, and what else it says.
+/// The fields of frames that matter here; both transports use the same envelope.
 #[derive(Deserialize)]
 struct Frame<'a> {
     #[serde(rename = "type")]
@@ -85,79 +85,81 @@ struct Frame<'a> {
     message: Option<String>,
 }
 
-/// A piece of what came.
-enum Piece {
+/// A parsed frame.
+enum Incoming {
     Event { position: Position, digest: u64 },
     Reset,
     Subscribed,
     Ping,
-    Refused(String),
+    Error(String),
     Other,
 }
 
 impl Listener {
-    /// Opens a session that reads a channel behind a position.
+    /// Opens a session that reads a channel from a position on.
     pub(super) async fn open(
-        door: &SelfConnector,
+        connector: &SelfConnector,
         transport: Transport,
         (channel, since): (&Channel, Position),
-        pass: &InternalTicket,
-        (begun, room): (Instant, usize),
+        ticket: &InternalTicket,
+        (started, max_events): (Instant, usize),
     ) -> Result<Self, String> {
         let opening = async {
-            let wire = door.enter().await.map_err(|err| err.to_string())?;
+            let socket = connector.connect().await.map_err(|err| err.to_string())?;
             match transport {
-                Transport::Sse => open_sse(wire, door, channel, since, pass).await,
-                Transport::WebSocket => open_websocket(wire, door, channel, since, pass).await,
+                Transport::Sse => open_sse(socket, connector, channel, since, ticket).await,
+                Transport::WebSocket => {
+                    open_websocket(socket, connector, channel, since, ticket).await
+                }
             }
         };
-        let carrier = timeout_at(Instant::now() + OPEN, opening).await;
-        let carrier = carrier.map_err(|_| format!("it was not open within {OPEN:?}"))??;
-        let (epoch, seen) = (since.epoch, Vec::new());
-        Ok(Self { carrier, epoch, room, begun, seen, resets: 0, ended: None })
+        let stream = timeout_at(Instant::now() + OPEN_TIMEOUT, opening).await;
+        let stream = stream.map_err(|_| format!("not subscribed within {OPEN_TIMEOUT:?}"))??;
+        let (epoch, received) = (since.epoch, Vec::new());
+        Ok(Self { stream, epoch, max_events, started, received, resets: 0, ended: None })
     }
 
-    /// Listens until a moment, or until an offset was reached.
-    pub(super) async fn listen(&mut self, until: Instant, offset: Option<u64>) {
+    /// Records events until the deadline, until an offset is reached, or until the limit of events.
+    pub(super) async fn listen(&mut self, deadline: Instant, offset: Option<u64>) {
         while self.ended.is_none() && !self.is_full() && !self.has_reached(offset) {
-            match timeout_at(until, self.carrier.next()).await {
+            match timeout_at(deadline, self.stream.next()).await {
                 Err(_) => return,
                 Ok(Err(err)) => self.ended = Some(err.to_string()),
-                Ok(Ok(Piece::Ping)) => self.carrier.pong().await,
-                Ok(Ok(Piece::Reset)) => self.resets += 1,
-                Ok(Ok(Piece::Refused(message))) => self.ended = Some(message),
-                Ok(Ok(Piece::Subscribed | Piece::Other)) => {}
-                Ok(Ok(Piece::Event { position, digest })) if position.epoch == self.epoch => {
-                    let at = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    self.seen.push(Seen { offset: position.offset, digest, at });
+                Ok(Ok(Incoming::Ping)) => self.stream.pong().await,
+                Ok(Ok(Incoming::Reset)) => self.resets += 1,
+                Ok(Ok(Incoming::Error(message))) => self.ended = Some(message),
+                Ok(Ok(Incoming::Subscribed | Incoming::Other)) => {}
+                Ok(Ok(Incoming::Event { position, digest })) if position.epoch == self.epoch => {
+                    let at = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.received.push(ReceivedEvent { offset: position.offset, digest, at });
                 }
-                Ok(Ok(Piece::Event { .. })) => {}
+                Ok(Ok(Incoming::Event { .. })) => {}
             }
         }
     }
 
-    /// Whether it stopped listening for want of room: how far it got.
-    pub(super) fn full_at(&self) -> Option<u64> {
-        self.seen.iter().map(|seen| seen.offset).max().filter(|_| self.is_full())
+    /// The highest offset received, if recording stopped because the limit of events was reached.
+    pub(super) fn full_at_offset(&self) -> Option<u64> {
+        self.received.iter().map(|event| event.offset).max().filter(|_| self.is_full())
     }
 
     fn is_full(&self) -> bool {
-        self.room <= self.seen.len()
+        self.max_events <= self.received.len()
     }
 
     fn has_reached(&self, offset: Option<u64>) -> bool {
-        let last = self.seen.last().map_or(0, |seen| seen.offset);
+        let last = self.received.last().map_or(0, |event| event.offset);
         offset.is_some_and(|offset| offset <= last)
     }
 }
 
 async fn open_sse(
-    mut wire: Box<dyn Wire>,
-    door: &SelfConnector,
+    mut socket: Box<dyn Socket>,
+    connector: &SelfConnector,
     channel: &Channel,
     since: Position,
-    pass: &InternalTicket,
-) -> Result<Carrier, String> {
+    ticket: &InternalTicket,
+) -> Result<Stream, String> {
     let query = form_urlencoded::Serializer::new(String::new())
         .append_pair("channel", channel.as_str())
         .append_pair("since", &since.to_string())
@@ -166,97 +168,101 @@ async fn open_sse(
         "GET /events?{} HTTP/1.1\r\nhost: {}\r\naccept: text/event-stream\r\n\
          authorization: Bearer {}\r\n\r\n",
         query,
-        door.address,
-        pass.reveal()
+        connector.address,
+        ticket.reveal()
     );
-    let said = |err: io::Error| err.to_string();
-    wire.write_all(head.as_bytes()).await.map_err(said)?;
+    let error_text = |err: io::Error| err.to_string();
+    socket.write_all(head.as_bytes()).await.map_err(error_text)?;
     let mut received = BytesMut::new();
-    let head =
-        take_until(&mut *wire, &mut received, b"\r\n\r\n", HEAD_BYTES).await.map_err(said)?;
+    let head = read_until(&mut *socket, &mut received, b"\r\n\r\n", MAX_HEAD_BYTES)
+        .await
+        .map_err(error_text)?;
     let status = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    let mut carrier = Carrier::Sse { wire, received };
+    let mut stream = Stream::Sse { socket, received };
     if status != "200" {
-        return Err(format!("it answered {status}"));
+        return Err(format!("GET /events answered {status}"));
     }
-    until_subscribed(&mut carrier).await?;
-    Ok(carrier)
+    wait_until_subscribed(&mut stream).await?;
+    Ok(stream)
 }
 
 async fn open_websocket(
-    wire: Box<dyn Wire>,
-    door: &SelfConnector,
+    socket: Box<dyn Socket>,
+    connector: &SelfConnector,
     channel: &Channel,
     since: Position,
-    pass: &InternalTicket,
-) -> Result<Carrier, String> {
-    let said = |err: Error| match err {
-        Error::Http(answer) => format!("it answered {}", answer.status().as_u16()),
+    ticket: &InternalTicket,
+) -> Result<Stream, String> {
+    let error_text = |err: Error| match err {
+        Error::Http(answer) => format!("GET /ws answered {}", answer.status().as_u16()),
         err => err.to_string(),
     };
-    let mut request = format!("ws://{}/ws", door.address).into_client_request().map_err(said)?;
-    let bearer = HeaderValue::from_str(&format!("Bearer {}", pass.reveal()));
+    let mut request =
+        format!("ws://{}/ws", connector.address).into_client_request().map_err(error_text)?;
+    let bearer = HeaderValue::from_str(&format!("Bearer {}", ticket.reveal()));
     request.headers_mut().insert(header::AUTHORIZATION, bearer.map_err(|err| err.to_string())?);
     let config = WebSocketConfig::default()
         .read_buffer_size(4096)
-        .max_message_size(Some(FRAME_BYTES))
-        .max_frame_size(Some(FRAME_BYTES));
-    let shaken = Box::pin(client_async_with_config(request, wire, Some(config))).await;
-    let (mut stream, _) = shaken.map_err(said)?;
+        .max_message_size(Some(MAX_FRAME_BYTES))
+        .max_frame_size(Some(MAX_FRAME_BYTES));
+    let handshake = Box::pin(client_async_with_config(request, socket, Some(config))).await;
+    let (mut stream, _) = handshake.map_err(error_text)?;
     let subscribe = json!({ "type": "subscribe", "id": 1, "channel": channel, "since": since });
-    stream.send(Message::text(subscribe.to_string())).await.map_err(said)?;
-    let mut carrier = Carrier::WebSocket(Box::new(stream));
-    until_subscribed(&mut carrier).await?;
-    Ok(carrier)
+    stream.send(Message::text(subscribe.to_string())).await.map_err(error_text)?;
+    let mut stream = Stream::WebSocket(Box::new(stream));
+    wait_until_subscribed(&mut stream).await?;
+    Ok(stream)
 }
 
-async fn until_subscribed(carrier: &mut Carrier) -> Result<(), String> {
+async fn wait_until_subscribed(stream: &mut Stream) -> Result<(), String> {
     loop {
-        match carrier.next().await.map_err(|err| err.to_string())? {
-            Piece::Subscribed => return Ok(()),
-            Piece::Refused(message) => return Err(message),
-            Piece::Ping => carrier.pong().await,
-            Piece::Event { .. } => return Err("an event came before it was subscribed".to_owned()),
-            Piece::Reset | Piece::Other => {}
+        match stream.next().await.map_err(|err| err.to_string())? {
+            Incoming::Subscribed => return Ok(()),
+            Incoming::Error(message) => return Err(message),
+            Incoming::Ping => stream.pong().await,
+            Incoming::Event { .. } => {
+                return Err("an event arrived before the subscription was confirmed".to_owned());
+            }
+            Incoming::Reset | Incoming::Other => {}
         }
     }
 }
 
-impl Carrier {
-    /// Waits for the next piece. Dropped while it waits, nothing is lost.
-    async fn next(&mut self) -> io::Result<Piece> {
+impl Stream {
+    /// Waits for the next frame. Cancel-safe: if dropped while it waits, no data are lost.
+    async fn next(&mut self) -> io::Result<Incoming> {
         match self {
-            Self::Sse { wire, received } => {
-                let block = take_until(&mut **wire, received, b"\n\n", FRAME_BYTES).await?;
-                Ok(read_block(&block))
+            Self::Sse { socket, received } => {
+                let block = read_until(&mut **socket, received, b"\n\n", MAX_FRAME_BYTES).await?;
+                Ok(parse_sse_block(&block))
             }
             Self::WebSocket(stream) => match stream.next().await {
                 None => Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(Err(err)) => Err(io::Error::other(err)),
-                Some(Ok(Message::Text(text))) => Ok(read_frame(&text, None)),
+                Some(Ok(Message::Text(text))) => Ok(parse_frame(&text, None)),
                 Some(Ok(Message::Close(close))) => {
                     let code = close.map_or(1005, |close| close.code.into());
-                    Err(io::Error::other(format!("it was closed with {code}")))
+                    Err(io::Error::other(format!("the WebSocket was closed with code {code}")))
                 }
-                Some(Ok(_)) => Ok(Piece::Other),
+                Some(Ok(_)) => Ok(Incoming::Other),
             },
         }
     }
 
     async fn pong(&mut self) {
         if let Self::WebSocket(stream) = self {
-            // Who cannot be answered is found gone by the next reading.
+            // A failed write shows up as an error of the next read.
             let _ = stream.send(Message::text(r#"{"type":"pong"}"#)).await;
         }
     }
 }
 
-/// Reads up to and including `end`, which is not returned.
-async fn take_until(
-    wire: &mut dyn Wire,
+/// Reads up to and including the delimiter `end`, and returns what is before it.
+async fn read_until(
+    socket: &mut dyn Socket,
     received: &mut BytesMut,
     end: &[u8],
-    most: usize,
+    max_bytes: usize,
 ) -> io::Result<String> {
     let mut searched = 0;
     loop {
@@ -267,49 +273,49 @@ async fn take_until(
             return String::from_utf8(piece.into()).map_err(io::Error::other);
         }
         searched = received.len().saturating_sub(end.len() - 1);
-        if most < received.len() {
-            return Err(io::Error::other(format!("a piece has more than {most} bytes")));
+        if max_bytes < received.len() {
+            return Err(io::Error::other(format!("a frame is longer than {max_bytes} bytes")));
         }
-        if wire.read_buf(received).await? == 0 {
+        if socket.read_buf(received).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
 }
 
-fn read_block(block: &str) -> Piece {
+fn parse_sse_block(block: &str) -> Incoming {
     let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
     let name = field("event: ");
-    let Some(data) = field("data: ") else { return Piece::Other };
+    let Some(data) = field("data: ") else { return Incoming::Other };
     match name {
-        Some("open") => Piece::Subscribed,
-        Some("crossfade.reset") => Piece::Reset,
-        Some("crossfade.goodbye" | "crossfade.error") => Piece::Refused(data.to_owned()),
-        Some(name) if name.starts_with("crossfade.") => Piece::Other,
-        name => read_frame(data, name),
+        Some("open") => Incoming::Subscribed,
+        Some("crossfade.reset") => Incoming::Reset,
+        Some("crossfade.goodbye" | "crossfade.error") => Incoming::Error(data.to_owned()),
+        Some(name) if name.starts_with("crossfade.") => Incoming::Other,
+        name => parse_frame(data, name),
     }
 }
 
-/// Both sides write the same envelope; what stands around it differs.
-fn read_frame(text: &str, name: Option<&str>) -> Piece {
-    let Ok(frame) = serde_json::from_str::<Frame<'_>>(text) else { return Piece::Other };
+/// Parses the envelope, which is the same on both transports. `name` is the SSE event name.
+fn parse_frame(text: &str, name: Option<&str>) -> Incoming {
+    let Ok(frame) = serde_json::from_str::<Frame<'_>>(text) else { return Incoming::Other };
     match frame.kind {
         None | Some("event") => {
             let id = frame.id.as_ref().and_then(|id| id.as_str()?.parse::<MessageId>().ok());
             let (Some(id), Some(data), Some(position)) = (id, frame.data, frame.position) else {
-                return Piece::Other;
+                return Incoming::Other;
             };
             let mut digest = DefaultHasher::new();
             let name = frame.name.as_deref().or(name);
             (id, name, data.get(), frame.time).hash(&mut digest);
-            Piece::Event { position, digest: digest.finish() }
+            Incoming::Event { position, digest: digest.finish() }
         }
-        Some("subscribed") => Piece::Subscribed,
-        Some("reset") => Piece::Reset,
-        Some("ping") => Piece::Ping,
+        Some("subscribed") => Incoming::Subscribed,
+        Some("reset") => Incoming::Reset,
+        Some("ping") => Incoming::Ping,
         Some("error" | "goodbye") => {
-            Piece::Refused(frame.message.unwrap_or_else(|| text.chars().take(200).collect()))
+            Incoming::Error(frame.message.unwrap_or_else(|| text.chars().take(200).collect()))
         }
-        Some(_) => Piece::Other,
+        Some(_) => Incoming::Other,
     }
 }
 
@@ -322,7 +328,7 @@ mod tests {
     };
 
     #[test]
-    fn both_sides_say_the_same_of_an_event() {
+    fn both_transports_give_the_same_digest() {
         for name in [None, Some("created")] {
             let event = Event {
                 id: "m1".parse().unwrap(),
@@ -335,11 +341,11 @@ mod tests {
             let block = encoded(sse::ENVELOPE);
             let block = std::str::from_utf8(&block).unwrap().trim_end();
             let framed = encoded(websocket::TEXT);
-            let from = framed.iter().position(|byte| *byte == b'{').unwrap();
-            let frame = std::str::from_utf8(&framed[from..]).unwrap();
+            let start = framed.iter().position(|byte| *byte == b'{').unwrap();
+            let frame = std::str::from_utf8(&framed[start..]).unwrap();
             assert_eq!(rfc6455::text(frame), framed);
-            let (Piece::Event { digest: on_sse, position: at }, Piece::Event { digest, .. }) =
-                (read_block(block), read_frame(frame, None))
+            let (Incoming::Event { digest: on_sse, position: at }, Incoming::Event { digest, .. }) =
+                (parse_sse_block(block), parse_frame(frame, None))
             else {
                 panic!("no event")
             };

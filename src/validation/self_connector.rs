@@ -1,7 +1,6 @@
-//! How this process comes to itself as a client does: by the address it listens on, through TLS if
-//! that is how clients come.
+//! Connects this process to itself as a client does: to its listen address, with TLS if enabled.
 //!
-//! Under TLS it trusts its own certificate and no other, whatever name that is for and whoever
+//! Under TLS it trusts exactly its own certificate, whatever name it is issued for and whoever
 //! signed it.
 
 use std::{
@@ -22,12 +21,12 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-/// A connection, plain or not.
-pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A connection, with or without TLS.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
-/// The way in.
+/// Opens connections to this node.
 #[derive(Clone)]
 pub struct SelfConnector {
     pub(super) address: SocketAddr,
@@ -42,22 +41,23 @@ impl fmt::Debug for SelfConnector {
 }
 
 impl SelfConnector {
-    /// To whoever listens at an address, with this certificate if it speaks TLS.
+    /// A connector to `listen_address`, with TLS pinned to `certificate` if there is one.
     ///
     /// # Errors
-    /// When TLS cannot be spoken at all.
+    /// When the TLS client cannot be configured.
     pub fn new(
-        listens: SocketAddr,
+        listen_address: SocketAddr,
         certificate: Option<CertificateDer<'static>>,
     ) -> Result<Self, Error> {
-        let ip = match listens.ip() {
+        let ip = match listen_address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
         let connector = |certificate| {
             let provider = Arc::new(ring::default_provider());
-            let verifier = Arc::new(Pinned { certificate, provider: Arc::clone(&provider) });
+            let verifier =
+                Arc::new(PinnedCertificate { certificate, provider: Arc::clone(&provider) });
             let config = ClientConfig::builder_with_provider(provider)
                 .with_safe_default_protocol_versions()?
                 .dangerous()
@@ -66,10 +66,10 @@ impl SelfConnector {
             Ok::<_, Error>(TlsConnector::from(Arc::new(config)))
         };
         let tls = certificate.map(connector).transpose()?;
-        Ok(Self { address: SocketAddr::new(ip, listens.port()), tls })
+        Ok(Self { address: SocketAddr::new(ip, listen_address.port()), tls })
     }
 
-    pub(super) async fn enter(&self) -> io::Result<Box<dyn Wire>> {
+    pub(super) async fn connect(&self) -> io::Result<Box<dyn Socket>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
@@ -78,14 +78,14 @@ impl SelfConnector {
     }
 }
 
-/// Believes one certificate.
+/// Accepts exactly one certificate.
 #[derive(Debug)]
-struct Pinned {
+struct PinnedCertificate {
     certificate: CertificateDer<'static>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for PinnedCertificate {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -97,7 +97,7 @@ impl ServerCertVerifier for Pinned {
         if end_entity.as_ref() == self.certificate.as_ref() {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(Error::General("that is not this node's own certificate".to_owned()))
+        Err(Error::General("the certificate is not this node's own".to_owned()))
     }
 
     fn verify_tls12_signature(

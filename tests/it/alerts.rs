@@ -20,7 +20,7 @@ use axum::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use crossfade::{
-    alert::{Address, Alert, AlertConfig, AlertKind, Alerts, Place, WebhookConfig},
+    alert::{Alert, AlertConfig, AlertKind, AlertSource, Alerts, WebhookConfig, WebhookUrl},
     auth::{ApiKeyConfig, Scope, Secret},
     broker::{
         Broker as _, BrokerKind, Retention, Retentions,
@@ -133,7 +133,7 @@ impl Receiver {
     fn config(&self, name: &str) -> WebhookConfig {
         WebhookConfig {
             name: name.to_owned(),
-            url: Address::new(format!("http://{}/hook", self.addr)),
+            url: WebhookUrl::new(format!("http://{}/hook", self.addr)),
             secret: Some(Secret::new(SECRET)),
             file: None,
             events: Vec::new(),
@@ -170,7 +170,7 @@ impl Node {
         let stage = &lifecycle.background;
         let (broker, _feed) = RedisBroker::connect(&section, retentions, stage).unwrap();
         let metrics = Metrics::new();
-        let place = Place { environment: "test".to_owned(), node: name.to_owned() };
+        let place = AlertSource { environment: "test".to_owned(), node: name.to_owned() };
         let alerts =
             Alerts::start(broker.store(), config, place, &metrics, &lifecycle.cluster).unwrap();
         Self { alerts, metrics, lifecycle }
@@ -179,7 +179,7 @@ impl Node {
     fn raise(&self, text: &str) {
         self.alerts.raise(Alert {
             component: "websocket-transport".to_owned(),
-            happening: AlertKind::Rollback,
+            kind: AlertKind::Rollback,
             urgent: true,
             text: text.to_owned(),
             figures: Some(json!({ "errors": 7 })),

@@ -63,7 +63,7 @@ async fn what_both_sides_deliver_is_the_same() {
     for side in ["old", "new"] {
         assert_eq!(outcome["sides"][side]["received"], events, "{outcome}");
     }
-    let said = outcome["sentence"].as_str().unwrap();
+    let said = outcome["summary"].as_str().unwrap();
     assert!(said.starts_with("both sides delivered the same"), "{said}");
     support::tell(said.to_owned());
     assert_eq!(api.get(PATH).await, (200, outcome));
@@ -183,7 +183,7 @@ async fn behind(spoils: Option<Spoils>) -> Value {
     let api = Api::of(gateway.addr);
     let (status, outcome, _) = api.post(PATH, json!({ "sampleSize": 20, "seconds": 2 })).await;
     assert_eq!(status, 200, "{outcome}");
-    support::tell(outcome["sentence"].as_str().unwrap().to_owned());
+    support::tell(outcome["summary"].as_str().unwrap().to_owned());
     assert_eq!(gateway.stop().await, 0);
     outcome
 }
@@ -266,11 +266,14 @@ async fn a_proxy_that_spoils_one_side_is_found() {
     assert_eq!(missing + new["received"].as_u64().unwrap(), events, "{outcome}");
     // Each session lost each seventh.
     assert!(events / 7 - 20 <= missing && missing <= events / 7, "{outcome}");
-    let said = outcome["sentence"].as_str().unwrap();
+    let said = outcome["summary"].as_str().unwrap();
     assert!(said.contains("events missing on WebSocket"), "{said}");
     let examples = outcome["examples"].as_array().unwrap();
     assert_eq!(examples.len(), 10);
-    assert_eq!((&examples[0]["side"], &examples[0]["fault"]), (&json!("new"), &json!("missing")));
+    assert_eq!(
+        (&examples[0]["side"], &examples[0]["discrepancy"]),
+        (&json!("new"), &json!("missing"))
+    );
 
     let outcome = behind(Some(Spoils::Doubles)).await;
     let new = &outcome["sides"]["new"];

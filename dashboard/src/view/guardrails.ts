@@ -4,8 +4,8 @@ import type { Moment, Verdict } from "../model.ts";
 import { called, counted, many, measure, percent, range, share, short, unit } from "../words.ts";
 
 const OUTCOMES = {
-  kept: ["✓", "kept"],
-  broken: ["✕", "broken"],
+  passed: ["✓", "passed"],
+  violated: ["✕", "violated"],
   unknown: ["…", "too early"],
 } as const;
 
@@ -18,13 +18,19 @@ const MODES: Record<string, string> = {
 /** The worst first, and among equals as the gateway has them. */
 export function ordered(verdicts: Verdict[]): Verdict[] {
   const weight = (one: Verdict) =>
-    one.outcome === "broken" ? (one.demand === "roll_back" ? 0 : one.demand === "hold" ? 1 : 2) : 3;
+    one.outcome === "violated"
+      ? one.demand === "roll_back"
+        ? 0
+        : one.demand === "hold"
+          ? 1
+          : 2
+      : 3;
   return [...verdicts].sort((a, b) => weight(a) - weight(b));
 }
 
 /** How near a guardrail is to being broken; 1 is there. */
 function nearness(one: Verdict): number {
-  if (one.outcome === "broken")
+  if (one.outcome === "violated")
     return 3 - (one.demand === "roll_back" ? 0 : one.demand === "hold" ? 1 : 2) + 1;
   if (one.name === "fresh_data" || one.name === "sample_ratio" || one.estimate === null) return -1;
   if (one.logE !== null && one.logENeeded) return one.logE / one.logENeeded;
@@ -130,10 +136,10 @@ function row(component: string, verdict: Verdict, moments: Moment[], picked: boo
 }
 
 function arm(counts: Verdict["new"]): Child[] {
-  if (counts.of === 0 && counts.with === 0) return [h("span.soft", {}, "–")];
+  if (counts.total === 0 && counts.affected === 0) return [h("span.soft", {}, "–")];
   return [
     h("b", {}, percent(share(counts))),
-    h("small", {}, `${many(counts.with)} of ${many(counts.of)}`),
+    h("small", {}, `${many(counts.affected)} of ${many(counts.total)}`),
   ];
 }
 
@@ -238,7 +244,7 @@ export function overTime(
     h(
       "p.sentence",
       {},
-      verdict.sentence ||
+      verdict.summary ||
         `New arm ${counted(verdict.new)}, control arm ${counted(verdict.control)}.`,
     ),
     enough

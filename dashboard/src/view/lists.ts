@@ -189,7 +189,7 @@ export function sentences(figures: unknown): string[] {
   const found: string[] = [];
   const walk = (value: unknown, depth: number): void => {
     if (depth > 6 || typeof value !== "object" || value === null) return;
-    const its = (value as { sentence?: unknown }).sentence;
+    const its = (value as { summary?: unknown }).summary;
     if (typeof its === "string" && its) found.push(its);
     else for (const one of Object.values(value)) walk(one, depth + 1);
   };

@@ -1,28 +1,28 @@
-//! The limits of a rollout as they are written down, and their defaults.
+//! Guardrail settings of a rollout, with their defaults and their checks.
 
 use serde::{Deserialize, Serialize};
 
 use super::Demand;
 use crate::rollout::statistics::count;
 
-/// All limits of one rollout.
+/// All guardrails of one rollout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guardrails {
-    /// The probability that a harmless rollout is rolled back by any comparison, over all looks; the
-    /// comparisons in mode `guardrail` share it.
+    /// Probability, 0 to 0.5 exclusive, that any comparison rolls back a harmless rollout, over all
+    /// looks together. Shared by the comparisons in mode `guardrail`.
     pub alpha: f64,
-    /// How much worse than the control arm is tolerated, as a share of it: 0.1 is 10 %.
+    /// How much worse than the control arm is tolerated, as a share of it, 0 to 2: 0.1 is 10 %.
     pub margin: f64,
-    /// A delivery that takes longer, in milliseconds, is slow.
+    /// Latency objective in milliseconds, below 60000: a delivery that takes longer is slow.
     pub slow_above_ms: f64,
-    /// Nothing counts against an arm that befell fewer of its users.
+    /// Failures violate a guardrail only if at least this many users of the arm are affected.
     pub min_affected_users: u64,
-    /// Without a report for so many seconds the rollout holds.
+    /// The rollout holds if no node has reported for this many seconds.
     pub fresh_within_seconds: u64,
     /// Limits of the new arm alone.
     pub tripwires: Tripwires,
-    /// The new arm against the others.
+    /// Comparisons of the new arm with the others.
     pub comparisons: Comparisons,
 }
 
@@ -40,16 +40,16 @@ impl Default for Guardrails {
     }
 }
 
-/// What follows when a limit is broken.
+/// What happens when a guardrail is violated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The rollout is rolled back.
     #[default]
     Guardrail,
-    /// It holds, and goes on when the limit is kept again.
+    /// The rollout holds, and continues when the guardrail passes again.
     Signal,
-    /// It is only told.
+    /// Nothing; the verdict is only shown.
     DryRun,
 }
 
@@ -57,75 +57,76 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tripwires {
-    /// How many seconds back they look.
+    /// Length of the time window they cover, in seconds.
     pub window_seconds: u64,
-    /// What follows when the control arm breaks the same limit, as both do when what lies behind
-    /// them fails: to go back would not help.
+    /// Demand of a violated tripwire in mode `guardrail` if the control arm violates it too. Then
+    /// usually a shared dependency fails, and rolling back would not help.
     pub if_both: Demand,
-    /// Percent of connects, resumes and requests that fail.
+    /// Percent of connects, migrations, resumes and requests that fail.
     pub error_rate: Tripwire,
-    /// Percent of timed deliveries that are slow; 5 is "the 95th percentile is above".
+    /// Percent of timed deliveries that are slow; 5 means that the 95th percentile is above the
+    /// objective.
     pub slow: Tripwire,
-    /// Percent of events that are lost.
+    /// Percent of events that are dropped.
     pub drops: Tripwire,
-    /// Percent of connects to the new side that end on the old one.
+    /// Percent of connects to the new side that fall back to the old one.
     pub fallbacks: Tripwire,
-    /// Percent of its memory that a node uses.
+    /// Percent of its memory that any node uses.
     pub memory: Tripwire,
 }
 
 impl Default for Tripwires {
     fn default() -> Self {
-        let wire = |above, min_count| Tripwire { mode: Mode::Guardrail, above, min_count };
+        let tripwire = |above, min_count| Tripwire { mode: Mode::Guardrail, above, min_count };
         Self {
             window_seconds: 300,
             if_both: Demand::Hold,
-            error_rate: wire(1.0, 500),
-            slow: wire(5.0, 200),
-            drops: wire(1.0, 1_000),
-            fallbacks: Tripwire { mode: Mode::Signal, ..wire(5.0, 100) },
-            memory: wire(90.0, 1),
+            error_rate: tripwire(1.0, 500),
+            slow: tripwire(5.0, 200),
+            drops: tripwire(1.0, 1_000),
+            fallbacks: Tripwire { mode: Mode::Signal, ..tripwire(5.0, 100) },
+            memory: tripwire(90.0, 1),
         }
     }
 }
 
-/// One limit.
+/// A limit of the new arm.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tripwire {
-    /// What follows when it is broken.
+    /// What happens when it is violated.
     #[serde(default)]
     pub mode: Mode,
-    /// The limit, in percent.
+    /// The limit in percent, 0 to 100 exclusive.
     pub above: f64,
-    /// The percentage is taken of at least so many: broken are `above` percent of that number and
-    /// more. So a handful of failures breaks it at once, and one alone never does.
+    /// The percentage is calculated of at least this many. So with few attempts a single failure
+    /// never violates the limit, and a burst of failures violates it at once.
     pub min_count: u64,
 }
 
-/// The new arm against the others.
+/// Comparisons of the new arm with the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Comparisons {
-    /// Users whose connects fail.
+    /// Users with a failed connect.
     pub connect_failures: Comparison,
-    /// Users whose sessions are interrupted.
+    /// Users with an interrupted session.
     pub interruptions: Comparison,
-    /// Users to whom events are lost.
+    /// Users with a dropped event.
     pub drops: Comparison,
-    /// Users whose requests fail.
+    /// Users with a failed request.
     pub errors: Comparison,
-    /// Slow deliveries.
+    /// Share of slow deliveries.
     pub slow: Comparison,
-    /// Users whose sessions cannot go on.
+    /// Users with a failed resume.
     pub resume_failures: Comparison,
-    /// Users whose sessions go on at the head of a log.
+    /// Users with a resume at the head of a log.
     pub resets: Comparison,
-    /// Users of whom presence said wrongly that they left.
+    /// Users whom presence wrongly reported as left.
     pub flaps: Comparison,
-    /// Memory of a session.
+    /// Memory per session.
     pub memory: Comparison,
-    /// Whether both arms have the sizes they should have.
+    /// Sizes of the arms against their planned sizes.
     pub sample_ratio: Comparison,
 }
 
@@ -165,19 +166,19 @@ impl Comparisons {
     }
 }
 
-/// One comparison.
+/// Settings of one comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Comparison {
-    /// What follows when the new arm is worse.
+    /// What happens when the new arm is worse.
     pub mode: Mode,
-    /// Instead of the rollout's margin.
+    /// Overrides the rollout's `margin`.
     pub margin: Option<f64>,
-    /// Instead of an equal part of what the rollout's `alpha` leaves.
+    /// Overrides the equal share of the rollout's `alpha`.
     pub alpha: Option<f64>,
 }
 
-/// Settings that cannot be meant.
+/// An invalid guardrail setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("guardrails.{key}: {reason}")]
 pub struct GuardrailError {
@@ -186,11 +187,14 @@ pub struct GuardrailError {
 }
 
 impl Guardrails {
-    /// Whether the settings can be meant, with the key and the remedy if not.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the invalid key and the values it accepts.
     pub fn check(&self) -> Result<(), GuardrailError> {
         let wrong = |key, reason: &str| Err(GuardrailError { key, reason: reason.to_owned() });
         let level = |alpha: f64| alpha > 0.0 && alpha < 0.5;
-        let margin = |margin: f64| (0.0..=count::LARGEST_MARGIN).contains(&margin);
+        let margin = |margin: f64| (0.0..=count::MAX_MARGIN).contains(&margin);
         let each = self.comparisons.all();
         if !level(self.alpha) || each.iter().filter_map(|one| one.alpha).any(|one| !level(one)) {
             return wrong("alpha", "set a probability above 0 and below 0.5, such as 0.05");
@@ -199,10 +203,10 @@ impl Guardrails {
         {
             return wrong("margin", "set a share from 0 to 2: 0.1 tolerates 10 % more");
         }
-        if self.left_alpha() < 0.0 {
+        if self.remaining_alpha() < 0.0 {
             return wrong(
                 "alpha",
-                "single guardrails take more than there is; raise it or lower theirs",
+                "the alphas of single comparisons add up to more: raise it, or lower theirs",
             );
         }
         if !(self.slow_above_ms > 0.0 && self.slow_above_ms < 60_000.0) {
@@ -211,23 +215,30 @@ impl Guardrails {
         if self.fresh_within_seconds == 0 || self.tripwires.window_seconds == 0 {
             return wrong("fresh_within_seconds, tripwires.window_seconds", "set 1 or more");
         }
-        let wires = &self.tripwires;
-        let wires = [&wires.error_rate, &wires.slow, &wires.drops, &wires.fallbacks, &wires.memory];
-        if wires.iter().any(|wire| !(wire.above > 0.0 && wire.above < 100.0)) {
+        let tripwires = &self.tripwires;
+        let tripwires = [
+            &tripwires.error_rate,
+            &tripwires.slow,
+            &tripwires.drops,
+            &tripwires.fallbacks,
+            &tripwires.memory,
+        ];
+        if tripwires.iter().any(|tripwire| !(tripwire.above > 0.0 && tripwire.above < 100.0)) {
             return wrong("tripwires", "set `above` to a percentage above 0 and below 100");
         }
         Ok(())
     }
 
-    /// The level of one comparison: its own, or its part of what the guardrails' own leave. A signal
-    /// costs only a pause and is given the same.
+    /// The significance level of one comparison: its own `alpha`, or an equal share of what those
+    /// with their own leave. A signal gets the same share without reducing it for others: it only
+    /// pauses.
     pub fn level(&self, comparison: &Comparison) -> f64 {
         let sharing = |one: &&&Comparison| one.mode == Mode::Guardrail && one.alpha.is_none();
         let sharing = self.comparisons.all().iter().filter(sharing).count().max(1);
-        comparison.alpha.unwrap_or_else(|| self.left_alpha().max(0.0) / sharing as f64)
+        comparison.alpha.unwrap_or_else(|| self.remaining_alpha().max(0.0) / sharing as f64)
     }
 
-    fn left_alpha(&self) -> f64 {
+    fn remaining_alpha(&self) -> f64 {
         let guardrails = self.comparisons.all();
         let own = guardrails.iter().filter(|one| one.mode == Mode::Guardrail);
         self.alpha - own.filter_map(|one| one.alpha).sum::<f64>()

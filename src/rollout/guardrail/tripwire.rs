@@ -1,38 +1,41 @@
-//! Limits of the new arm alone, over the last minutes.
+//! Tripwires: limits of the new arm alone, over a sliding time window.
 
 use std::collections::VecDeque;
 
-use super::{Counts, Demand, Guardrails, Mode, Name, Outcome, Tripwire, Verdict};
-use crate::rollout::measure::{Arm, Failure, Measured};
+use super::{Counts, Demand, GuardrailName, Guardrails, Mode, Outcome, Tripwire, Verdict};
+use crate::rollout::measure::{ArmCounts, Failure, Measurements};
 
-/// What was counted of one arm, as far as tripwires care.
+/// The counts of one arm that tripwires are evaluated on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct TripwireCounts {
     failures: Counts,
     slow: Counts,
     drops: Counts,
     fallbacks: Counts,
 }
 
-impl Tally {
-    /// Of a stage so far.
-    pub fn of(arm: &Arm) -> Self {
-        let (failed, tried) = arm.failures();
+impl TripwireCounts {
+    /// The counts of an arm since its stage began.
+    pub fn from_arm(arm: &ArmCounts) -> Self {
+        let (failed, attempts) = arm.failures();
         let (dropped, due) = arm.drops();
         let (timed, slow) = arm.slow.pairs().fold((0.0, 0.0), |sum, (n, x)| (sum.0 + n, sum.1 + x));
-        let tried_new = arm.connects + arm.moves;
+        let attempts_to_new = arm.connects + arm.migrations;
         Self {
-            failures: Counts { with: failed, of: tried },
-            slow: Counts { with: slow as u64, of: timed as u64 },
-            drops: Counts { with: dropped, of: due },
-            fallbacks: Counts { with: arm.fallbacks, of: tried_new.max(arm.fallbacks) },
+            failures: Counts { affected: failed, total: attempts },
+            slow: Counts { affected: slow as u64, total: timed as u64 },
+            drops: Counts { affected: dropped, total: due },
+            fallbacks: Counts {
+                affected: arm.fallbacks,
+                total: attempts_to_new.max(arm.fallbacks),
+            },
         }
     }
 
     fn since(self, before: Self) -> Self {
         let since = |now: Counts, before: Counts| Counts {
-            with: now.with.saturating_sub(before.with),
-            of: now.of.saturating_sub(before.of),
+            affected: now.affected.saturating_sub(before.affected),
+            total: now.total.saturating_sub(before.total),
         };
         Self {
             failures: since(self.failures, before.failures),
@@ -43,149 +46,194 @@ impl Tally {
     }
 }
 
-/// Looks at the counts of a stage, so that the last minutes can be told from the hours before. A
-/// node that has only begun to look sees the whole stage.
+/// Samples of a stage's counts, from which the counts of the last minutes are calculated. A node
+/// that has just started sampling sees the whole stage.
 #[derive(Clone, Debug, Default)]
-pub struct Recent {
+pub struct RecentCounts {
     stage: Option<(u64, u64)>,
-    pub(super) looks: VecDeque<(u64, [Tally; 2])>,
+    pub(super) samples: VecDeque<(u64, [TripwireCounts; 2])>,
 }
 
-impl Recent {
-    /// A window is looked at in so many parts.
+impl RecentCounts {
+    /// Number of samples per time window.
     const PARTS: u64 = 100;
 
-    /// Looks at `now`, in milliseconds, and forgets what lies further back than `window_seconds`.
-    pub fn look(&mut self, measured: &Measured, window_seconds: u64, now: u64) {
-        let stage = measured.window.map(|window| (window.epoch, window.stage));
+    /// Takes a sample at `now` (milliseconds since 1970), and drops samples older than
+    /// `window_seconds`.
+    pub fn sample(&mut self, measurements: &Measurements, window_seconds: u64, now: u64) {
+        let stage = measurements.window.map(|window| (window.epoch, window.stage));
         if stage != self.stage {
-            self.looks.clear();
+            self.samples.clear();
             self.stage = stage;
         }
         let window = 1_000 * window_seconds;
-        // The look before the window is kept: it is what the window is counted from.
-        while self.looks.get(1).is_some_and(|(at, _)| at + window <= now) {
-            self.looks.pop_front();
+        // The last sample before the window stays: the window is counted from there.
+        while self.samples.get(1).is_some_and(|(at, _)| at + window <= now) {
+            self.samples.pop_front();
         }
-        if self.looks.back().is_none_or(|(at, _)| at + window / Self::PARTS <= now) {
-            self.looks.push_back((now, node_counts(measured)));
+        if self.samples.back().is_none_or(|(at, _)| at + window / Self::PARTS <= now) {
+            self.samples.push_back((now, arm_counts(measurements)));
         }
     }
 
-    /// What happened in both arms since the window began, or the stage if that was later.
-    fn node_counts(&self, measured: &Measured, window_seconds: u64, now: u64) -> [Tally; 2] {
-        let sums = node_counts(measured);
-        match self.looks.front() {
+    /// The counts of both arms since the time window began, or since the stage began if that was
+    /// later.
+    fn arm_counts(
+        &self,
+        measurements: &Measurements,
+        window_seconds: u64,
+        now: u64,
+    ) -> [TripwireCounts; 2] {
+        let totals = arm_counts(measurements);
+        match self.samples.front() {
             Some((at, before)) if at + 1_000 * window_seconds <= now => {
-                [sums[0].since(before[0]), sums[1].since(before[1])]
+                [totals[0].since(before[0]), totals[1].since(before[1])]
             }
-            _ => sums,
+            _ => totals,
         }
     }
 }
 
-fn node_counts(measured: &Measured) -> [Tally; 2] {
-    [Tally::of(&measured.current.new), Tally::of(&measured.current.control)]
+fn arm_counts(measurements: &Measurements) -> [TripwireCounts; 2] {
+    [
+        TripwireCounts::from_arm(&measurements.current.new),
+        TripwireCounts::from_arm(&measurements.current.control),
+    ]
 }
 
 pub(super) fn judge(
     guardrails: &Guardrails,
-    measured: &Measured,
-    recent: &Recent,
+    measurements: &Measurements,
+    recent: &RecentCounts,
     now: u64,
 ) -> Vec<Verdict> {
-    let wires = &guardrails.tripwires;
-    let [new, control] = recent.node_counts(measured, wires.window_seconds, now);
-    let arm = &measured.current.new;
-    let failing =
-        [Failure::ConnectFailed, Failure::MoveFailed, Failure::ResumeFailed, Failure::Error];
-    // A user can have several of them; the most of one kind are certainly different users.
-    let failing = failing.iter().map(|trouble| arm.users_with(*trouble)).max().unwrap_or(0);
-    let fallen_back = arm.users_with(Failure::FellBack);
+    let tripwires = &guardrails.tripwires;
+    let [new, control] = recent.arm_counts(measurements, tripwires.window_seconds, now);
+    let arm = &measurements.current.new;
+    let failing_users = [
+        Failure::ConnectFailed,
+        Failure::MigrationFailed,
+        Failure::ResumeFailed,
+        Failure::RequestFailed,
+    ];
+    // A user can have several of these failures, so only the most frequent kind counts users once.
+    let failing_users =
+        failing_users.iter().map(|failure| arm.users_with(*failure)).max().unwrap_or(0);
+    let fallback_users = arm.users_with(Failure::FellBack);
     let rates = [
-        (Name::ErrorRate, &wires.error_rate, new.failures, control.failures, failing),
-        (Name::Latency, &wires.slow, new.slow, control.slow, arm.users_with(Failure::Slow)),
-        (Name::DropRate, &wires.drops, new.drops, control.drops, arm.users_with(Failure::Dropped)),
-        (Name::Fallbacks, &wires.fallbacks, new.fallbacks, Counts::default(), fallen_back),
+        (
+            GuardrailName::ErrorRate,
+            &tripwires.error_rate,
+            new.failures,
+            control.failures,
+            failing_users,
+        ),
+        (
+            GuardrailName::Latency,
+            &tripwires.slow,
+            new.slow,
+            control.slow,
+            arm.users_with(Failure::SlowDelivery),
+        ),
+        (
+            GuardrailName::DropRate,
+            &tripwires.drops,
+            new.drops,
+            control.drops,
+            arm.users_with(Failure::Dropped),
+        ),
+        (
+            GuardrailName::Fallbacks,
+            &tripwires.fallbacks,
+            new.fallbacks,
+            Counts::default(),
+            fallback_users,
+        ),
     ];
     let mut verdicts: Vec<_> = rates
         .into_iter()
-        .map(|(name, wire, new, control, affected)| {
+        .map(|(name, tripwire, new, control, affected)| {
             let enough = affected >= guardrails.min_affected_users;
-            rate(guardrails, name, wire, [new, control], enough)
+            rate(guardrails, name, tripwire, [new, control], enough)
         })
         .collect();
-    verdicts.push(memory(&wires.memory, measured));
+    verdicts.push(memory(&tripwires.memory, measurements));
     verdicts
 }
 
 impl Tripwire {
-    /// Whether so many of so many are too many.
-    pub fn is_broken_by(&self, counts: Counts) -> bool {
-        let of = counts.of.max(self.min_count) as f64;
-        counts.of > 0 && counts.with as f64 > self.above / 100.0 * of
+    /// Whether `counts` exceed the limit.
+    pub fn is_violated_by(&self, counts: Counts) -> bool {
+        let total = counts.total.max(self.min_count) as f64;
+        counts.total > 0 && counts.affected as f64 > self.above / 100.0 * total
     }
 }
 
 fn rate(
     guardrails: &Guardrails,
-    name: Name,
-    wire: &Tripwire,
+    name: GuardrailName,
+    tripwire: &Tripwire,
     [new, control]: [Counts; 2],
     enough_users: bool,
 ) -> Verdict {
-    let outcome = match (wire.is_broken_by(new) && enough_users, new.of >= wire.min_count) {
-        (true, _) => Outcome::Broken,
-        (false, true) => Outcome::Kept,
-        (false, false) => Outcome::Unknown,
-    };
-    let mut verdict = Verdict::new(name, wire.mode, outcome);
-    // Both break the limit, and the new side not twice as much: something behind both fails.
-    let both = wire.is_broken_by(control) && new.percent() <= 2.0 * control.percent();
+    let outcome =
+        match (tripwire.is_violated_by(new) && enough_users, new.total >= tripwire.min_count) {
+            (true, _) => Outcome::Violated,
+            (false, true) => Outcome::Passed,
+            (false, false) => Outcome::Unknown,
+        };
+    let mut verdict = Verdict::new(name, tripwire.mode, outcome);
+    // Both arms exceed the limit, the new one by less than twice the rate: a shared dependency
+    // fails.
+    let both = tripwire.is_violated_by(control) && new.percent() <= 2.0 * control.percent();
     if both && verdict.demand == Demand::RollBack {
         verdict.demand = guardrails.tripwires.if_both;
     }
     (verdict.new, verdict.control) = (new, control);
-    verdict.estimate = (new.of > 0).then(|| new.percent());
-    verdict.threshold = wire.above;
-    let what = match name {
-        Name::Latency => format!("deliveries above {} ms", guardrails.slow_above_ms),
-        Name::DropRate => "lost events".to_owned(),
-        Name::Fallbacks => "fallbacks to the old side".to_owned(),
+    verdict.estimate = (new.total > 0).then(|| new.percent());
+    verdict.threshold = tripwire.above;
+    let subject = match name {
+        GuardrailName::Latency => format!("deliveries above {} ms", guardrails.slow_above_ms),
+        GuardrailName::DropRate => "lost events".to_owned(),
+        GuardrailName::Fallbacks => "fallbacks to the old side".to_owned(),
         _ => "failures".to_owned(),
     };
-    let limit = wire.above;
-    verdict.sentence = match outcome {
-        Outcome::Broken if both => format!(
-            "{what} in the new arm: {new}, above {limit} %, but the control arm has {control}: \
-             look for what both sides share"
+    let limit = tripwire.above;
+    verdict.summary = match outcome {
+        Outcome::Violated if both => format!(
+            "{subject} in the new arm: {new}, above {limit} %, but the control arm has {control}: \
+             check what both sides share"
         ),
-        Outcome::Broken => {
-            format!("{what} in the new arm: {new}, above {limit} %; control arm: {control}")
+        Outcome::Violated => {
+            format!("{subject} in the new arm: {new}, above {limit} %; control arm: {control}")
         }
-        Outcome::Kept => format!("{what} in the new arm: {new}, limit {limit} %"),
+        Outcome::Passed => format!("{subject} in the new arm: {new}, limit {limit} %"),
         Outcome::Unknown => {
-            format!("{what} in the new arm: {new}, too few to tell before {}", wire.min_count)
+            format!(
+                "{subject} in the new arm: {new}, too few to judge: {} are needed",
+                tripwire.min_count
+            )
         }
     };
     verdict
 }
 
-fn memory(wire: &Tripwire, measured: &Measured) -> Verdict {
-    let percent = 100.0 * measured.memory;
-    let outcome = match measured.nodes {
+fn memory(tripwire: &Tripwire, measurements: &Measurements) -> Verdict {
+    let percent = 100.0 * measurements.memory;
+    let outcome = match measurements.nodes {
         0 => Outcome::Unknown,
-        _ if percent > wire.above => Outcome::Broken,
-        _ => Outcome::Kept,
+        _ if percent > tripwire.above => Outcome::Violated,
+        _ => Outcome::Passed,
     };
-    let mut verdict = Verdict::new(Name::NodeMemory, wire.mode, outcome);
-    verdict.estimate = (measured.nodes > 0).then_some(percent);
-    verdict.threshold = wire.above;
-    let limit = wire.above;
-    verdict.sentence =
-        format!("the fullest node uses {percent:.0} % of its memory, limit {limit} %");
-    if wire.mode == Mode::Guardrail && outcome == Outcome::Broken {
-        verdict.sentence += "; both sides live on it, so fewer on the new one make room";
+    let mut verdict = Verdict::new(GuardrailName::NodeMemory, tripwire.mode, outcome);
+    verdict.estimate = (measurements.nodes > 0).then_some(percent);
+    verdict.threshold = tripwire.above;
+    let limit = tripwire.above;
+    verdict.summary = format!(
+        "the node with the highest usage has {percent:.0} % of its memory in use, limit {limit} %"
+    );
+    if tripwire.mode == Mode::Guardrail && outcome == Outcome::Violated {
+        verdict.summary += "; both sides use it, so fewer users on the new side free memory";
     }
     verdict
 }

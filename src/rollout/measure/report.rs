@@ -1,136 +1,144 @@
-//! What a node tells the others about what it counted, and all of it together.
+//! Reports of rollout counters between nodes, and their sum over all nodes.
 //!
-//! A report says everything since the epoch began, and replaces the node's earlier one. So one that
-//! is late, lost, or told twice changes nothing, and the order is of no consequence.
+//! A report holds everything since the epoch began and replaces the previous report of the same
+//! node. So a late, lost or repeated report changes nothing, and the order of reports does not
+//! matter. How reports are stored and read is not known here.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Sums, Window};
+use super::{Totals, Window};
 
-/// One node's counts since an epoch of the rollout began.
+/// The counts of one node since the rollout's epoch began.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// The run of the node; a restarted one is another.
+    /// Identifies the run of the node; a restarted node gets another one.
     pub node: u64,
-    /// One more with each report of this node.
+    /// Increases by one with each report of this node.
     pub sequence: u64,
-    /// When it was made, in milliseconds since 1970.
+    /// When the report was made, in milliseconds since 1970.
     pub at: u64,
-    /// What it was measured in.
+    /// The stage that `current` was counted in.
     pub window: Window,
-    /// How much of its memory the node uses, 0 to 1.
+    /// Share of memory that the node uses, 0 to 1.
     pub memory: f64,
-    /// Facts about users for whom there was no room any more.
+    /// Observations of users beyond the user limit.
     pub untracked: u64,
-    /// Of this stage.
-    pub current: Sums,
-    /// Of the stages before; arms only of those up to 50 %, where both were of one size.
-    pub earlier: Sums,
+    /// Totals of this stage.
+    pub current: Totals,
+    /// Totals of earlier stages. Arms only of stages up to 50 %, where both arms had the same size.
+    pub earlier: Totals,
 }
 
 impl Report {
-    fn is_sound(&self) -> bool {
-        self.current.is_sound() && self.earlier.is_sound() && (0.0..=64.0).contains(&self.memory)
+    fn is_consistent(&self) -> bool {
+        self.current.is_consistent()
+            && self.earlier.is_consistent()
+            && (0.0..=64.0).contains(&self.memory)
     }
 }
 
-/// The newest report of each node.
+/// The latest report of each node.
 #[derive(Clone, Debug, Default)]
 pub struct Reports {
-    newest: BTreeMap<u64, Report>,
+    latest: BTreeMap<u64, Report>,
 }
 
-/// Why a report was not taken.
+/// Why a report was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RejectedReport {
-    /// A later one of the same node is known.
+    /// A later report of the same node is known.
     #[error("a later report of this node is known")]
-    Late,
+    Stale,
     /// Its counts contradict each other.
-    #[error("its counts contradict each other; look whether another version writes them")]
-    Unsound,
-    /// There are too many nodes.
-    #[error("reports of {} nodes are known, and there is no room for more", Reports::NODES)]
-    Full,
+    #[error("the counts contradict each other: check whether a node runs another version")]
+    Inconsistent,
+    /// The limit of nodes is reached.
+    #[error("reports of {} nodes are known, which is the limit", Reports::MAX_NODES)]
+    TooManyNodes,
 }
 
 impl Reports {
-    /// Of so many nodes reports are kept.
-    pub const NODES: usize = 1_000;
+    /// Most nodes whose reports are kept.
+    pub const MAX_NODES: usize = 1_000;
 
-    /// Takes a report, unless one that says more is known.
-    pub fn take(&mut self, report: Report) -> Result<(), RejectedReport> {
-        if !report.is_sound() {
-            return Err(RejectedReport::Unsound);
+    /// Adds a report, unless one at least as new is known.
+    ///
+    /// # Errors
+    /// When the report is stale or inconsistent, or there are too many nodes.
+    pub fn insert(&mut self, report: Report) -> Result<(), RejectedReport> {
+        if !report.is_consistent() {
+            return Err(RejectedReport::Inconsistent);
         }
         let rank = |report: &Report| (report.window.epoch, report.sequence);
-        match self.newest.get(&report.node) {
-            Some(known) if rank(known) >= rank(&report) => return Err(RejectedReport::Late),
-            None if self.newest.len() >= Self::NODES => return Err(RejectedReport::Full),
+        match self.latest.get(&report.node) {
+            Some(known) if rank(known) >= rank(&report) => return Err(RejectedReport::Stale),
+            None if self.latest.len() >= Self::MAX_NODES => {
+                return Err(RejectedReport::TooManyNodes);
+            }
             _ => {}
         }
-        self.newest.insert(report.node, report);
+        self.latest.insert(report.node, report);
         Ok(())
     }
 
-    /// All that is known of an epoch.
-    pub fn measured(&self, epoch: u64) -> Measured {
-        let of_epoch = || self.newest.values().filter(|report| report.window.epoch == epoch);
+    /// The sum over all nodes for one epoch.
+    pub fn merge(&self, epoch: u64) -> Measurements {
+        let of_epoch = || self.latest.values().filter(|report| report.window.epoch == epoch);
         let newest = of_epoch().map(|report| report.window).max_by_key(|window| window.stage);
-        let mut measured = Measured { window: newest, ..Measured::default() };
+        let mut measurements = Measurements { window: newest, ..Measurements::default() };
         for report in of_epoch() {
-            measured.nodes += 1;
-            measured.freshest = measured.freshest.max(report.at);
-            measured.memory = measured.memory.max(report.memory);
-            measured.untracked += report.untracked;
-            measured.earlier.add(&report.earlier);
+            measurements.nodes += 1;
+            measurements.last_report_at = measurements.last_report_at.max(report.at);
+            measurements.memory = measurements.memory.max(report.memory);
+            measurements.untracked += report.untracked;
+            measurements.earlier.add(&report.earlier);
             if Some(report.window.stage) == newest.map(|window| window.stage) {
-                measured.current.add(&report.current);
+                measurements.current.add(&report.current);
             } else {
-                report.window.close(&report.current, &mut measured.earlier);
+                report.window.pool(&report.current, &mut measurements.earlier);
             }
         }
-        measured
+        measurements
     }
 
-    /// Forgets what belongs to other epochs.
-    pub fn keep(&mut self, epoch: u64) {
-        self.newest.retain(|_, report| report.window.epoch == epoch);
+    /// Drops the reports of other epochs.
+    pub fn retain_epoch(&mut self, epoch: u64) {
+        self.latest.retain(|_, report| report.window.epoch == epoch);
     }
 }
 
 /// What all nodes counted together.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Measured {
-    /// The newest stage that a node measures in; none while nobody has reported.
+pub struct Measurements {
+    /// The newest stage that a node reported; none without any report.
     pub window: Option<Window>,
-    /// How many nodes reported in this epoch.
+    /// Number of nodes that reported in this epoch.
     pub nodes: usize,
-    /// When the last of them did, in milliseconds since 1970.
-    pub freshest: u64,
-    /// How much of its memory the fullest node uses, 0 to 1.
+    /// Time of the most recent report, in milliseconds since 1970.
+    pub last_report_at: u64,
+    /// Highest share of memory used on any node, 0 to 1.
     pub memory: f64,
-    /// Facts about users for whom nodes had no room.
+    /// Observations of users beyond the nodes' user limits.
     pub untracked: u64,
-    /// Of this stage.
-    pub current: Sums,
-    /// Of those before it.
-    pub earlier: Sums,
+    /// Totals of this stage.
+    pub current: Totals,
+    /// Totals of earlier stages.
+    pub earlier: Totals,
 }
 
-impl Measured {
-    /// Sums whose arms can be compared with each other: of all stages so far up to 50 %, and of this
-    /// one alone above. The evidence is always of all.
-    pub fn comparable(&self) -> Sums {
-        let mut sums = self.current.clone();
-        if self.window.is_some_and(|window| window.is_matched()) {
-            sums.add(&self.earlier);
+impl Measurements {
+    /// Totals whose arms can be compared: of all stages up to 50 %, and above that of the current
+    /// stage alone. The evidence always covers all stages.
+    pub fn comparable(&self) -> Totals {
+        let mut totals = self.current.clone();
+        if self.window.is_some_and(|window| window.has_equal_arms()) {
+            totals.add(&self.earlier);
         } else {
-            sums.add_evidence(&self.earlier);
+            totals.add_evidence(&self.earlier);
         }
-        sums
+        totals
     }
 }

@@ -1,23 +1,23 @@
-//! Between which values a quantile lies, by all looks together: for display beside a distribution.
+//! Confidence sequence of a quantile, for display next to a latency distribution.
 //!
-//! The beta-binomial confidence sequence of Howard and Ramdas (arXiv:1906.09712), two-sided, as in
-//! their confseq. It knows nothing of users: where a few of them give most samples, it is too sure,
-//! so nothing is decided by it.
+//! The two-sided beta-binomial confidence sequence of Howard and Ramdas (arXiv:1906.09712), as in
+//! their library confseq. It treats samples as independent: where a few users give most samples its
+//! bounds are too narrow, so no verdict depends on it.
 
 use libm::lgamma;
 
-use super::last_where;
+use super::bisect;
 
-/// For how many samples the bounds are narrowest.
+/// Number of samples at which the bounds are narrowest.
 pub const TUNED_FOR: f64 = 5_000.0;
 
-/// Ranks in a sorted sample, from 1: the quantile lies between these two order statistics. A side
-/// on which nothing is known yet has none.
+/// Ranks in a sorted sample, from 1: the quantile lies between these two order statistics. A bound
+/// is none while there are too few samples for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ranks {
-    /// Of the lower bound.
+    /// Rank of the lower bound.
     pub lower: Option<u64>,
-    /// Of the upper bound.
+    /// Rank of the upper bound.
     pub upper: Option<u64>,
 }
 
@@ -38,7 +38,8 @@ pub fn ranks(samples: u64, quantile: f64, alpha: f64, tuned_for: f64) -> Ranks {
     }
 }
 
-/// A mixture over tilts of a sum of centred coin flips that go up by `h` and down by `g`.
+/// Beta-binomial mixture martingale of a sum of centred coin flips that step up by `h` and down by
+/// `g`.
 struct Mixture {
     g: f64,
     h: f64,
@@ -51,22 +52,23 @@ impl Mixture {
         Self { g, h, r: (rho - g * h).max(1e-3 * g * h) }
     }
 
-    /// The logarithm of the martingale at a sum `s` with a variance `v`; none where no sample can be.
+    /// The logarithm of the martingale at a sum `s` with variance `v`; none where no sample can
+    /// lie.
     fn log(&self, s: f64, v: f64) -> Option<f64> {
         let Self { g, h, r } = *self;
-        let whole = g + h;
-        let a = (r + v - g * s) / (g * whole);
-        let b = (r + v + h * s) / (h * whole);
+        let total = g + h;
+        let a = (r + v - g * s) / (g * total);
+        let b = (r + v + h * s) / (h * total);
         if a <= 0.0 || b <= 0.0 {
             return None;
         }
-        let scale = v / (g * h) * whole.ln()
-            - (v + h * s) / (h * whole) * g.ln()
-            - (v - g * s) / (g * whole) * h.ln();
-        Some(scale + log_beta(a, b) - log_beta(r / (g * whole), r / (h * whole)))
+        let scale = v / (g * h) * total.ln()
+            - (v + h * s) / (h * total) * g.ln()
+            - (v - g * s) / (g * total) * h.ln();
+        Some(scale + log_beta(a, b) - log_beta(r / (g * total), r / (h * total)))
     }
 
-    /// The largest sum that is not refuted; none where every possible one is not.
+    /// The largest sum that is not refuted; none if no possible sum is refuted.
     fn bound(&self, v: f64, alpha: f64) -> Option<f64> {
         let refuted = -alpha.ln();
         let largest = v / self.g;
@@ -74,11 +76,11 @@ impl Mixture {
             return None;
         }
         let holds = |s: f64| self.log(s, v).is_some_and(|log| log < refuted);
-        Some(last_where(0.0, largest, holds))
+        Some(bisect(0.0, largest, holds))
     }
 }
 
-/// The tuning that makes the bound narrowest at a variance.
+/// The tuning parameter that makes the bound narrowest at a variance.
 fn best_rho(variance: f64, alpha: f64) -> f64 {
     let log = 2.0 * (1.0 / alpha).ln();
     variance / (log + log.ln_1p())
@@ -93,7 +95,7 @@ mod tests {
     use super::{super::assert_near, *};
 
     #[test]
-    fn bounds_are_those_of_confseq() {
+    fn bounds_match_confseq() {
         assert_near(best_rho(100.0, 0.05), 12.60056, 1e-5);
         let mixture = Mixture::new(0.2, 0.8, 100.0, 0.05);
         assert_near(mixture.log(10.0, 100.0).unwrap(), -0.694_101_2, 1e-6);
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_of_the_95th_percentile_are_as_tabled() {
+    fn ranks_of_the_95th_percentile_match_the_table() {
         let rows = [
             (1_000, 926, 972),
             (5_000, 4_702, 4_796),
@@ -109,8 +111,8 @@ mod tests {
             (100_000, 94_768, 95_228),
         ];
         for (samples, lower, upper) in rows {
-            let found = ranks(samples, 0.95, 0.05, TUNED_FOR);
-            assert_eq!(found, Ranks { lower: Some(lower), upper: Some(upper) }, "{samples}");
+            let actual = ranks(samples, 0.95, 0.05, TUNED_FOR);
+            assert_eq!(actual, Ranks { lower: Some(lower), upper: Some(upper) }, "{samples}");
         }
         assert_eq!(ranks(200, 0.95, 0.05, TUNED_FOR).upper, None);
         assert_eq!(ranks(0, 0.95, 0.05, TUNED_FOR), Ranks { lower: None, upper: None });

@@ -8,108 +8,112 @@ fn channel() -> Channel {
     "news".parse().unwrap()
 }
 
-/// A side that got all of it, each as soon as it could.
-fn whole() -> Vec<Seen> {
-    (1..=UNTIL).map(|offset| Seen { offset, digest: offset * 31, at: 1_000 + offset }).collect()
+/// A session that received every event once and in order.
+fn complete() -> Vec<ReceivedEvent> {
+    (1..=UNTIL)
+        .map(|offset| ReceivedEvent { offset, digest: offset * 31, at: 1_000 + offset })
+        .collect()
 }
 
-fn found(old: &[Seen], new: &[Seen], known: &[u64]) -> Findings {
+fn compare(old: &[ReceivedEvent], new: &[ReceivedEvent], known: &[u64]) -> Comparison {
     let channel = channel();
-    let span = ExpectedRange { channel: &channel, after: 0, until: UNTIL, begun: 1_000, known };
-    let mut findings = Findings::default();
-    findings.compare(&span, old, new);
-    findings
+    let range = ExpectedRange { channel: &channel, after: 0, until: UNTIL, started: 1_000, known };
+    let mut comparison = Comparison::default();
+    comparison.compare(&range, old, new);
+    comparison
 }
 
 #[test]
-fn the_same_on_both_sides_is_nothing_to_speak_of() {
-    let found = found(&whole(), &whole(), &[1, 2, UNTIL]);
+fn identical_sessions_have_no_discrepancies() {
+    let result = compare(&complete(), &complete(), &[1, 2, UNTIL]);
     let all = Counts { received: UNTIL, ..Counts::default() };
-    assert_eq!(found, Findings { events: UNTIL, old: all, new: all, ..Findings::default() });
+    assert_eq!(result, Comparison { events: UNTIL, old: all, new: all, ..Comparison::default() });
 }
 
 #[test]
-fn what_neither_side_got_is_missed_on_both_if_it_is_known() {
-    let mut some = whole();
+fn known_events_that_neither_side_received_are_missing_on_both() {
+    let mut some = complete();
     some.remove(6);
-    let found = found(&some, &some, &[7]);
-    assert_eq!((found.old.missing, found.new.missing, found.events), (1, 1, UNTIL));
-    assert_eq!(found.examples[0].offset, 7);
+    let result = compare(&some, &some, &[7]);
+    assert_eq!((result.old.missing, result.new.missing, result.events), (1, 1, UNTIL));
+    assert_eq!(result.examples[0].offset, 7);
 }
 
 #[test]
-fn what_lies_outside_of_the_span_does_not_count() {
+fn events_outside_of_the_range_are_ignored() {
     let channel = channel();
-    let span = ExpectedRange { channel: &channel, after: 5, until: 10, begun: 0, known: &[3, 12] };
-    let mut findings = Findings::default();
-    findings.compare(&span, &whole(), &whole()[..10]);
-    assert_eq!((findings.events, findings.new.missing, findings.examples.len()), (5, 0, 0));
+    let range =
+        ExpectedRange { channel: &channel, after: 5, until: 10, started: 0, known: &[3, 12] };
+    let mut comparison = Comparison::default();
+    comparison.compare(&range, &complete(), &complete()[..10]);
+    assert_eq!((comparison.events, comparison.new.missing, comparison.examples.len()), (5, 0, 0));
 }
 
 #[test]
-fn an_event_is_late_by_the_other_side_and_not_before_both_were_there() {
-    let mut late = whole();
-    late[3].at += LATE_MS + 1;
-    late[4].at += LATE_MS;
-    let found = found(&whole(), &late, &[]);
-    assert_eq!((found.new.late, found.old.late), (1, 0));
-    let early: Vec<_> = whole().into_iter().map(|seen| Seen { at: 10, ..seen }).collect();
-    assert_eq!(self::found(&early, &whole(), &[]).new.late, 0);
+fn lateness_is_measured_against_the_other_side_once_both_are_open() {
+    let mut late = complete();
+    late[3].at += LATE_AFTER_MS + 1;
+    late[4].at += LATE_AFTER_MS;
+    let result = compare(&complete(), &late, &[]);
+    assert_eq!((result.new.late, result.old.late), (1, 0));
+    let early: Vec<_> =
+        complete().into_iter().map(|event| ReceivedEvent { at: 10, ..event }).collect();
+    assert_eq!(compare(&early, &complete(), &[]).new.late, 0);
 }
 
 #[test]
-fn another_content_is_told_by_its_place() {
-    let mut other = whole();
+fn different_content_is_reported_with_its_offset() {
+    let mut other = complete();
     other[8].digest += 1;
-    let found = found(&whole(), &other, &[]);
-    assert_eq!(found.different, 1);
-    let example = &found.examples[0];
-    assert_eq!((example.offset, example.fault), (9, Discrepancy::Different));
+    let result = compare(&complete(), &other, &[]);
+    assert_eq!(result.different, 1);
+    let example = &result.examples[0];
+    assert_eq!((example.offset, example.discrepancy), (9, Discrepancy::Different));
 }
 
 proptest! {
     #[test]
-    fn what_is_taken_from_a_side_is_missing_there(
+    fn events_removed_from_one_side_are_missing_there(
         kept in subsequence((0..UNTIL as usize).collect::<Vec<_>>(), 0..=UNTIL as usize),
     ) {
-        let some: Vec<_> = kept.iter().map(|at| whole()[*at]).collect();
-        let lost = UNTIL - kept.len() as u64;
-        let found = found(&whole(), &some, &[]);
-        prop_assert_eq!((found.new.missing, found.old.missing), (lost, 0));
-        prop_assert_eq!((found.new.received, found.events), (kept.len() as u64, UNTIL));
-        prop_assert_eq!((found.new.reordered, found.new.duplicated), (0, 0));
-        prop_assert!(found.examples.len() <= 10);
+        let some: Vec<_> = kept.iter().map(|at| complete()[*at]).collect();
+        let missing = UNTIL - kept.len() as u64;
+        let result = compare(&complete(), &some, &[]);
+        prop_assert_eq!((result.new.missing, result.old.missing), (missing, 0));
+        prop_assert_eq!((result.new.received, result.events), (kept.len() as u64, UNTIL));
+        prop_assert_eq!((result.new.reordered, result.new.duplicated), (0, 0));
+        prop_assert!(result.examples.len() <= 10);
     }
 
     #[test]
-    fn what_comes_again_is_doubled_and_nothing_else(again in vec(0..UNTIL as usize, 0..20)) {
-        let mut more = whole();
-        more.extend(again.iter().map(|at| whole()[*at]));
-        let found = found(&more, &whole(), &[]);
-        let doubled = Counts {
-            received: UNTIL, duplicated: again.len() as u64, ..Counts::default()
+    fn repeated_events_are_only_duplicated(repeated in vec(0..UNTIL as usize, 0..20)) {
+        let mut with_repeats = complete();
+        with_repeats.extend(repeated.iter().map(|at| complete()[*at]));
+        let result = compare(&with_repeats, &complete(), &[]);
+        let expected = Counts {
+            received: UNTIL, duplicated: repeated.len() as u64, ..Counts::default()
         };
-        prop_assert_eq!(found.old, doubled);
+        prop_assert_eq!(result.old, expected);
     }
 
     #[test]
-    fn any_other_order_is_found_and_loses_nothing(mixed in Just(whole()).prop_shuffle()) {
-        let found = found(&whole(), &mixed, &[]);
-        let sorted = mixed.is_sorted_by_key(|seen| seen.offset);
-        prop_assert_eq!(found.new.reordered == 0, sorted);
-        prop_assert_eq!((found.new.missing, found.new.duplicated, found.different), (0, 0, 0));
+    fn shuffled_events_are_reordered_and_not_missing(shuffled in Just(complete()).prop_shuffle()) {
+        let result = compare(&complete(), &shuffled, &[]);
+        let sorted = shuffled.is_sorted_by_key(|event| event.offset);
+        prop_assert_eq!(result.new.reordered == 0, sorted);
+        prop_assert_eq!((result.new.missing, result.new.duplicated, result.different), (0, 0, 0));
     }
 
     #[test]
-    fn the_sides_may_be_swapped(
+    fn comparison_is_symmetric(
         one in vec((1..20u64, 0..3u64, 0..2_000u64), 0..40),
         other in vec((1..20u64, 0..3u64, 0..2_000u64), 0..40),
     ) {
-        let seen = |list: &[(u64, u64, u64)]| -> Vec<Seen> {
-            list.iter().map(|&(offset, digest, at)| Seen { offset, digest, at }).collect()
+        let events = |list: &[(u64, u64, u64)]| -> Vec<ReceivedEvent> {
+            list.iter().map(|&(offset, digest, at)| ReceivedEvent { offset, digest, at }).collect()
         };
-        let (one, other) = (seen(&one), seen(&other));
-        let (a, b) = (found(&one, &other, &[3]), found(&other, &one, &[3]));
+        let (one, other) = (events(&one), events(&other));
+        let (a, b) = (compare(&one, &other, &[3]), compare(&other, &one, &[3]));
         prop_assert_eq!((a.old, a.new, a.different, a.events), (b.new, b.old, b.different, b.events));
     }
 }

@@ -76,11 +76,11 @@ async fn a_fault_of_the_new_transport_is_found_and_one_of_both_is_not_blamed_on_
     }
     eventually("they were seen", async || {
         let interruptions = fleet.verdict("interruptions").await;
-        (100 < interruptions["control"]["with"].as_u64()?).then_some(())
+        (100 < interruptions["control"]["affected"].as_u64()?).then_some(())
     })
     .await;
     let both = fleet.verdict("interruptions").await;
-    assert_ne!(both["outcome"], "broken", "{both}");
+    assert_ne!(both["outcome"], "violated", "{both}");
     assert_eq!(fleet.flag().await["status"], "running");
 
     // The new one alone.
@@ -104,7 +104,7 @@ async fn a_fault_of_the_new_transport_is_found_and_one_of_both_is_not_blamed_on_
     assert!(reason.contains("interruptions"), "{reason}");
     let verdicts = entry["figures"]["verdicts"].as_array().unwrap();
     let broken = verdicts.iter().find(|verdict| verdict["name"] == "interruptions").unwrap();
-    assert_eq!((&broken["outcome"], &broken["demand"]), (&json!("broken"), &json!("roll_back")));
+    assert_eq!((&broken["outcome"], &broken["demand"]), (&json!("violated"), &json!("roll_back")));
     support::tell(format!("found and decided after {found:.1?}: {reason}"));
     let published = publisher.stop().await;
     fleet.all_have(published).await;
@@ -126,7 +126,7 @@ async fn arms_of_the_wrong_sizes_hold_it() {
     fleet.send(&wanted, None, true);
     eventually("the sizes are found wrong", async || {
         let ratio = fleet.verdict("sample_ratio").await;
-        (ratio["outcome"] == "broken" && ratio["demand"] == "hold").then_some(())
+        (ratio["outcome"] == "violated" && ratio["demand"] == "hold").then_some(())
     })
     .await;
     let flag = fleet.flag().await;
