@@ -7,6 +7,7 @@ mod broker_contract;
 mod cli;
 mod credentials;
 mod delivery;
+mod docs;
 mod edge;
 mod fixtures;
 mod layers;
