@@ -4,7 +4,8 @@
 //! given, in whatever format its wire has. It knows no HTTP heads and no broker. In reading order:
 //! [`Connections`] is the registry and what all connections share; [`client`] is what the fan-out
 //! and a connection's task share, with `client_state` behind a mutex and `delivery` writing to the
-//! socket; `task` is the loop; `requests`, `subscribe` and `presence_requests` perform what clients
+//! socket; `task` is the loop, `closing` its
+//! end; `requests`, `subscribe` and `presence_requests` perform what clients
 //! ask for, `posted_requests` what SSE clients POST beside their stream; `cluster_commands` applies
 //! what other nodes order; `migration` asks clients to change transport; `observations` reports
 //! sessions to the rollout's meter.
@@ -14,6 +15,7 @@ mod admission;
 pub mod client;
 mod client_state;
 mod close_reason;
+mod closing;
 mod cluster_commands;
 mod config;
 mod delivery;

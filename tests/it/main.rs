@@ -19,6 +19,7 @@ mod resilience;
 mod rollout;
 mod shutdown;
 mod slow_reader;
+mod structure;
 mod support;
 mod tls;
 mod validation;

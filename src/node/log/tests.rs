@@ -33,23 +33,23 @@ fn slice(after: u64, head: u64, limit: usize) -> Slice {
 /// A reader that takes what it is offered while it is not busy, and looks for itself otherwise.
 #[derive(Default)]
 struct Ana {
-    desk: Mutex<Desk>,
+    desk: Mutex<TestReader>,
 }
 
-struct Desk {
+struct TestReader {
     cursor: Position,
     heard: Vec<u64>,
     busy: bool,
     behind: bool,
 }
 
-impl Default for Desk {
+impl Default for TestReader {
     fn default() -> Self {
         Self { cursor: at(0), heard: Vec::new(), busy: false, behind: true }
     }
 }
 
-impl Desk {
+impl TestReader {
     fn take(&mut self, entries: &[Arc<LogEntry>]) {
         for entry in entries {
             assert_eq!(entry.position.offset, self.cursor.offset + 1, "a hole or a repeat");
