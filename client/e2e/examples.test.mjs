@@ -28,7 +28,7 @@ function run(t, program, ...args) {
 }
 
 /** Publishes, and waits until a subscriber that has just been started shows it. */
-async function publishUntilShown(t, gateway, subscriber) {
+async function publishUntilShown(gateway, subscriber) {
   const show = async (n) => {
     const body = JSON.stringify({ channel: "news", name: "probe", data: n });
     await fetch(`${gateway.url}/api/publish`, { method: "POST", body });
@@ -50,7 +50,7 @@ for (const [name, program, ...args] of [
     t.after(() => gateway.stop());
     const url = name === "Rust" ? `${gateway.url.replace("http", "ws")}/ws` : gateway.url;
     const subscriber = run(t, program, ...args, url, "news");
-    await publishUntilShown(t, gateway, subscriber);
+    await publishUntilShown(gateway, subscriber);
     const publishers = [
       [process.execPath, "examples/publish.mjs"],
       ["python3", "examples/publish.py"],
