@@ -1,7 +1,9 @@
-//! The configuration: gathered from the sections' owners, read once, checked once.
+//! Configuration: defaults, overridden by a TOML file, overridden by environment variables
+//! (`CROSSFADE_SERVER__LISTEN`).
 //!
-//! Later sources win: defaults, then the file, then the environment (`CROSSFADE_SERVER__LISTEN`).
-//! Each part defines its own section beside its code; nothing below this module sees the rest.
+//! Owns loading, merging and the checks across sections, once at the start. Each module defines its own
+//! section beside its code and sees only that. config.toml documents every key; tests compare it with
+//! the defaults.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,37 +34,37 @@ use crate::{
     validation::ValidationConfig,
 };
 
-/// All settings. config.toml states each with its default and a sentence.
+/// All settings. config.toml documents each key with its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the gateway listens.
+    /// Listening, timeouts, origins, proxies, TLS and admission limits.
     pub server: ServerConfig,
-    /// Who somebody is.
+    /// Authentication of clients and callers.
     pub auth: AuthConfig,
-    /// What keeps the logs.
+    /// The broker that stores the logs.
     pub broker: BrokerSection,
-    /// Settings by namespace: the part of a channel's name before the first `:`.
+    /// Retention and permissions by namespace: the part of a channel's name before the first `:`.
     pub channels: BTreeMap<String, ChannelConfig>,
-    /// How repeated message ids are recognised.
+    /// Deduplication of message ids.
     pub dedup: DedupConfig,
-    /// This process among others.
+    /// This node's name and its ring of recent events.
     pub node: NodeConfig,
-    /// Who is where, and what the nodes tell each other.
+    /// Presence and cluster messages.
     pub cluster: ClusterConfig,
-    /// How clients are moved from one transport to another.
+    /// Rollouts: polling the store, the rate at which clients migrate.
     pub rollout: RolloutConfig,
-    /// What people are told of rollouts, and who is.
+    /// Alerts about rollouts, and the webhooks they are sent to.
     pub alerts: AlertConfig,
-    /// How both sides of a rollout are compared.
+    /// Validation runs, which compare both sides of a rollout.
     pub validation: ValidationConfig,
-    /// How clients' connections are kept.
+    /// Timeouts and heartbeats of client connections.
     pub connection: ConnectionConfig,
-    /// How much a client or a publisher may ask for.
+    /// Sizes and rates that a client or a publisher may use.
     pub limits: LimitsConfig,
-    /// The system that the gateway takes over from.
+    /// Migration from an existing system.
     pub legacy: LegacyConfig,
-    /// Logs.
+    /// Log filter and format.
     pub telemetry: TelemetryConfig,
 }
 
@@ -73,7 +75,7 @@ pub struct BrokerSection {
     /// `memory`, `redis` or `postgres`.
     pub kind: BrokerKind,
     /// Exit when the broker cannot be reached within this time after the start; unset, the gateway
-    /// starts anyway and keeps trying.
+    /// starts without it and keeps trying.
     #[serde(with = "humantime_serde")]
     pub start_timeout: Option<Duration>,
     /// For `kind = "memory"`.
@@ -84,29 +86,29 @@ pub struct BrokerSection {
     pub postgres: PostgresConfig,
 }
 
-/// Section `[channels.NAMESPACE]`. What a namespace leaves out is as in `[channels.default]`.
+/// Section `[channels.NAMESPACE]`. A key left out is inherited from `[channels.default]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ChannelConfig {
-    /// Events kept per channel.
+    /// Retention: events per channel, at least 1.
     pub history_events: Option<u64>,
-    /// How long they are kept.
+    /// Retention: age of an event, at least 1s.
     #[serde(with = "humantime_serde")]
     pub history_age: Option<Duration>,
     /// Who may subscribe.
     pub subscribe: Option<Access>,
     /// Who may publish.
     pub publish: Option<Access>,
-    /// Who may see who is there, and be seen.
+    /// Who may see the members and be listed among them.
     pub presence: Option<Access>,
-    /// Who may read the log.
+    /// Who may read the history.
     pub history: Option<Access>,
 }
 
-/// Events kept per channel where nothing else is said.
+/// Default of `history_events`.
 const HISTORY_EVENTS: u64 = 10_000;
 
-/// How long events are kept where nothing else is said.
+/// Default of `history_age`.
 const HISTORY_AGE: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Config {
@@ -136,32 +138,32 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the file at `path`, if one is named or `config.toml` is there, and the environment.
+    /// Loads the file at `path`, else `./config.toml` if it exists, and the environment variables.
     ///
     /// # Errors
-    /// Says which key is wrong, why, and what would be right.
+    /// Names the invalid key, the reason and the remedy.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let standard = Path::new("config.toml");
-        let path = path.or_else(|| standard.exists().then_some(standard));
+        let default = Path::new("config.toml");
+        let path = path.or_else(|| default.exists().then_some(default));
         let text = match path {
             None => String::new(),
             Some(path) => std::fs::read_to_string(path).map_err(|err| ConfigError {
                 key: path.display().to_string(),
                 reason: err.to_string(),
-                remedy: "name a file that can be read with --config".to_owned(),
+                remedy: "pass a readable file with --config".to_owned(),
             })?,
         };
-        Self::parse(&text, &Vars::of_process())
+        Self::parse(&text, &EnvVars::from_process())
     }
 
-    /// Puts a file's text and variables together.
+    /// Parses the text of a file, overrides it by variables and checks the result.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn parse(text: &str, vars: &Vars) -> Result<Self, ConfigError> {
+    pub fn parse(text: &str, vars: &EnvVars) -> Result<Self, ConfigError> {
         let mut table: Table = text.parse().map_err(|err: toml::de::Error| ConfigError {
             key: "config.toml".to_owned(),
-            // The line itself may hold a secret.
+            // The line is not quoted, as it may contain a secret.
             reason: match err.span() {
                 Some(span) => {
                     let line = text[..span.start.min(text.len())].lines().count().max(1);
@@ -169,18 +171,18 @@ impl Config {
                 }
                 None => err.message().to_owned(),
             },
-            remedy: "mend the file at that line".to_owned(),
+            remedy: "correct the TOML syntax there".to_owned(),
         })?;
         for (name, value) in &vars.0 {
-            set(&mut table, name, value)?;
+            override_key(&mut table, name, value)?;
         }
         let config: Self = serde_path_to_error::deserialize(Value::Table(table))
-            .map_err(|err| ConfigError::of_value(&err))?;
+            .map_err(|err| ConfigError::from_deserialize(&err))?;
         config.check()?;
         Ok(config)
     }
 
-    /// The retention of each namespace.
+    /// The retention of each namespace, with that of the cluster's own log.
     pub fn retentions(&self) -> Retentions {
         let default = self.channels.get(DEFAULT_NAMESPACE).cloned().unwrap_or_default();
         let retention = |channel: &ChannelConfig| Retention {
@@ -194,19 +196,19 @@ impl Config {
         Retentions::new(retention(&default), by_namespace)
     }
 
-    /// Who may do what in each namespace.
+    /// The access rules of each namespace.
     pub fn permissions(&self) -> Permissions {
         let standard = Rules::standard(self.auth.is_development());
-        let over = |rules: Rules, channel: &ChannelConfig| Rules {
+        let overridden = |rules: Rules, channel: &ChannelConfig| Rules {
             subscribe: channel.subscribe.unwrap_or(rules.subscribe),
             publish: channel.publish.unwrap_or(rules.publish),
             presence: channel.presence.unwrap_or(rules.presence),
             history: channel.history.unwrap_or(rules.history),
         };
         let default = self.channels.get(DEFAULT_NAMESPACE).cloned().unwrap_or_default();
-        let default = over(standard, &default);
+        let default = overridden(standard, &default);
         let named = self.channels.iter();
-        Permissions::new(default, named.map(|(name, c)| (name.clone(), over(default, c))).collect())
+        Permissions::new(default, named.map(|(name, c)| (name.clone(), overridden(default, c))).collect())
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -249,29 +251,29 @@ impl Config {
     }
 }
 
-/// The environment, as far as it is ours: the part of each name behind `CROSSFADE_`, where it names
-/// a section and a key. Others have variables that begin alike: an orchestrator's `CROSSFADE_PORT`
-/// for a service of that name, our own `CROSSFADE_URL`.
+/// The environment variables that are settings: `CROSSFADE_SECTION__KEY`, held without the prefix.
+/// Variables without `__` are not settings: Kubernetes sets `CROSSFADE_PORT` for a service called
+/// crossfade, and the command line reads `CROSSFADE_URL`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Vars(BTreeMap<String, String>);
+pub struct EnvVars(BTreeMap<String, String>);
 
-impl Vars {
+impl EnvVars {
     /// No variables.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// These.
+    /// The settings among `vars`, pairs of name and value.
     pub fn new<'a>(vars: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let ours = |(name, value): (&str, &str)| {
+        let setting = |(name, value): (&str, &str)| {
             let name = name.strip_prefix("CROSSFADE_").filter(|name| name.contains("__"))?;
             Some((name.to_owned(), value.to_owned()))
         };
-        Self(vars.into_iter().filter_map(ours).collect())
+        Self(vars.into_iter().filter_map(setting).collect())
     }
 
-    /// The variables of this process.
-    pub fn of_process() -> Self {
+    /// The settings among the variables of this process.
+    pub fn from_process() -> Self {
         let vars: Vec<_> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
@@ -279,7 +281,7 @@ impl Vars {
     }
 }
 
-/// A setting that cannot be.
+/// An invalid setting: its key, the reason and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     key: String,
@@ -300,40 +302,40 @@ impl From<InvalidSetting> for ConfigError {
 }
 
 impl ConfigError {
-    fn of_value(err: &serde_path_to_error::Error<toml::de::Error>) -> Self {
+    fn from_deserialize(err: &serde_path_to_error::Error<toml::de::Error>) -> Self {
         let key = err.path().to_string();
         let mut reason = err.inner().message().to_owned();
-        // What stands there may be a secret.
+        // The value is not quoted where it may be a secret.
         if key.starts_with("auth") || key.starts_with("alerts") || key.contains("url") {
-            reason = without_quoted(&reason);
+            reason = redact_quoted(&reason);
         }
         let remedy = if reason.starts_with("unknown field") {
-            "take the key out or write it as config.toml in the repository does"
+            "remove it, or correct its name: config.toml in the repository lists every key"
         } else {
-            "config.toml in the repository states every key with its default"
+            "config.toml in the repository lists every key with its default"
         };
         Self { key, reason, remedy: remedy.to_owned() }
     }
 }
 
-/// A sentence without the text in double quotes that serde puts into it.
-fn without_quoted(reason: &str) -> String {
+/// Replaces the text in double quotes, in which serde quotes the value.
+fn redact_quoted(reason: &str) -> String {
     match (reason.find('"'), reason.rfind('"')) {
         (Some(first), Some(last)) if first < last => {
-            format!("{}(what stands there){}", &reason[..first], &reason[last + 1..])
+            format!("{}(value hidden){}", &reason[..first], &reason[last + 1..])
         }
         _ => reason.to_owned(),
     }
 }
 
-fn at_least(key: &str, value: Duration, least: Duration) -> Result<(), ConfigError> {
-    if least <= value {
+fn at_least(key: &str, value: Duration, min: Duration) -> Result<(), ConfigError> {
+    if min <= value {
         return Ok(());
     }
     Err(ConfigError {
         key: key.to_owned(),
         reason: format!("{} is too short", humantime::format_duration(value)),
-        remedy: format!("set at least {}", humantime::format_duration(least)),
+        remedy: format!("set at least {}", humantime::format_duration(min)),
     })
 }
 
@@ -353,35 +355,35 @@ fn above<T: PartialOrd + fmt::Display>(
     })
 }
 
-/// Puts a variable's value where its name says: `SERVER__LISTEN` is `listen` in `[server]`.
-fn set(table: &mut Table, name: &str, raw: &str) -> Result<(), ConfigError> {
-    let refused = |reason: &str| ConfigError {
+/// Sets the key that a variable names: `SERVER__LISTEN` is `listen` in `[server]`.
+fn override_key(table: &mut Table, name: &str, raw: &str) -> Result<(), ConfigError> {
+    let invalid = |reason: &str| ConfigError {
         key: format!("CROSSFADE_{name}"),
         reason: reason.to_owned(),
-        remedy: "write section and key with two underscores: CROSSFADE_SERVER__LISTEN".to_owned(),
+        remedy: "write CROSSFADE_, the section, two underscores and the key: CROSSFADE_SERVER__LISTEN".to_owned(),
     };
     let path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
-    let [sections @ .., key] = path.as_slice() else { return Err(refused("it names no key")) };
+    let [sections @ .., key] = path.as_slice() else { return Err(invalid("it names no key")) };
     if path.iter().any(String::is_empty) {
-        return Err(refused("a section or the key is missing"));
+        return Err(invalid("a section or the key is missing"));
     }
-    let mut at = table;
+    let mut current = table;
     for section in sections {
-        let inner = at.entry(section).or_insert_with(|| Value::Table(Table::new()));
-        at = inner.as_table_mut().ok_or_else(|| refused("it goes through a key"))?;
+        let inner = current.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        current = inner.as_table_mut().ok_or_else(|| invalid("a part before the last is a key, not a section"))?;
     }
-    at.insert(key.clone(), typed(&path, raw));
+    current.insert(key.clone(), parse_value(&path, raw));
     Ok(())
 }
 
-/// A text where the default is one, otherwise what TOML would make of it.
-fn typed(path: &[String], raw: &str) -> Value {
+/// The value of a variable: a string where the default is one, otherwise parsed as TOML.
+fn parse_value(path: &[String], raw: &str) -> Value {
     let defaults = Table::try_from(Config::default()).unwrap_or_default();
-    let default = path.iter().try_fold(&Value::Table(defaults), |at, key| at.get(key)).cloned();
-    let text = Value::String(raw.to_owned());
+    let default = path.iter().try_fold(&Value::Table(defaults), |value, key| value.get(key)).cloned();
+    let string = Value::String(raw.to_owned());
     match (default, format!("value = {raw}").parse::<Table>()) {
-        (Some(Value::String(_)), _) | (_, Err(_)) => text,
-        (_, Ok(mut parsed)) => parsed.remove("value").unwrap_or(text),
+        (Some(Value::String(_)), _) | (_, Err(_)) => string,
+        (_, Ok(mut parsed)) => parsed.remove("value").unwrap_or(string),
     }
 }
 

@@ -1,53 +1,53 @@
-//! A window of things seen lately: at most so many, none older than so long.
+//! Deduplication window: remembers recently seen keys, limited by number and by age.
 //!
-//! The window knows nothing of brokers or events, and reads no clock. A publisher's retry is
-//! answered from it without asking the broker, and a message that two feeds hand over is let
-//! through once.
+//! Generic over key and value; knows nothing of brokers or events and reads no clock. It is used to
+//! answer a publisher's retry without asking the broker, and to deliver a message once when it arrives
+//! at a second offset.
 
 use std::{hash::Hash, num::NonZeroUsize, time::Duration};
 
 use lru::LruCache;
 
-/// What was seen lately, and what is known of it.
+/// Keys seen recently, each with a value. When it is full, the least recently inserted key is evicted.
 #[derive(Debug)]
-pub struct Window<K: Hash + Eq, V> {
-    seen: LruCache<K, Seen<V>>,
+pub struct DedupWindow<K: Hash + Eq, V> {
+    entries: LruCache<K, Entry<V>>,
     age_ms: u64,
 }
 
 #[derive(Debug)]
-struct Seen<V> {
-    at_ms: u64,
+struct Entry<V> {
+    inserted_ms: u64,
     value: V,
 }
 
-impl<K: Hash + Eq, V: Copy> Window<K, V> {
-    /// A window over the last `size` keys, each remembered for `age`. It takes memory as it fills.
+impl<K: Hash + Eq, V: Copy> DedupWindow<K, V> {
+    /// A window over the last `size` keys, each kept for `age`. Memory is allocated as keys come in.
     pub fn new(size: NonZeroUsize, age: Duration) -> Self {
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        Self { seen: LruCache::sparse(size), age_ms }
+        Self { entries: LruCache::sparse(size), age_ms }
     }
 
-    /// What is known of `key`, if it was seen within the window.
-    pub fn find(&mut self, key: &K, now_ms: u64) -> Option<V> {
-        // Looking does not make it younger: the age counts from when it was first seen.
-        let seen = self.seen.peek(key)?;
-        (now_ms.saturating_sub(seen.at_ms) < self.age_ms).then_some(seen.value)
+    /// The value of `key`, if it was inserted less than the window's age before `now_ms`.
+    pub fn get(&mut self, key: &K, now_ms: u64) -> Option<V> {
+        // A peek: a lookup does not make the key younger.
+        let entry = self.entries.peek(key)?;
+        (now_ms.saturating_sub(entry.inserted_ms) < self.age_ms).then_some(entry.value)
     }
 
-    /// Remembers `key` from `now_ms` on.
-    pub fn remember(&mut self, key: K, value: V, now_ms: u64) {
-        self.seen.push(key, Seen { at_ms: now_ms, value });
+    /// Inserts `key`, or replaces its value and age.
+    pub fn insert(&mut self, key: K, value: V, now_ms: u64) {
+        self.entries.push(key, Entry { inserted_ms: now_ms, value });
     }
 
-    /// How many keys are held, the outlived among them.
+    /// Number of keys held, including expired ones that were not evicted yet.
     pub fn len(&self) -> usize {
-        self.seen.len()
+        self.entries.len()
     }
 
-    /// Whether none is held.
+    /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
-        self.seen.is_empty()
+        self.entries.is_empty()
     }
 }
 
@@ -57,27 +57,27 @@ mod tests {
 
     use super::*;
 
-    fn window(size: usize, age_ms: u64) -> Window<u32, u32> {
-        Window::new(NonZeroUsize::new(size).unwrap(), Duration::from_millis(age_ms))
+    fn window(size: usize, age_ms: u64) -> DedupWindow<u32, u32> {
+        DedupWindow::new(NonZeroUsize::new(size).unwrap(), Duration::from_millis(age_ms))
     }
 
     #[test]
-    fn a_key_is_known_until_its_age_is_over() {
+    fn a_key_expires_when_it_reaches_the_age() {
         let mut window = window(10, 1000);
-        window.remember(1, 7, 5000);
-        assert_eq!(window.find(&1, 5999), Some(7));
-        assert_eq!(window.find(&1, 6000), None);
-        assert_eq!(window.find(&2, 5000), None);
+        window.insert(1, 7, 5000);
+        assert_eq!(window.get(&1, 5999), Some(7));
+        assert_eq!(window.get(&1, 6000), None);
+        assert_eq!(window.get(&2, 5000), None);
     }
 
     proptest! {
         #[test]
-        fn it_never_holds_more_than_its_size(keys in prop::collection::vec(0u32..500, 0..2000)) {
+        fn it_never_holds_more_keys_than_its_size(keys in prop::collection::vec(0u32..500, 0..2000)) {
             let mut window = window(64, 1_000_000);
             for (now, key) in keys.iter().enumerate() {
-                window.remember(*key, 0, now as u64);
+                window.insert(*key, 0, now as u64);
                 prop_assert!(window.len() <= 64);
-                prop_assert_eq!(window.find(key, now as u64), Some(0));
+                prop_assert_eq!(window.get(key, now as u64), Some(0));
             }
         }
     }

@@ -1,7 +1,8 @@
-//! The edge: addresses, methods and status codes.
+//! HTTP server: sockets and TLS, admission limits, authentication, routes and status codes.
 //!
-//! Each handler turns a request into a call of the node or a connection, and the answer into JSON.
-//! The state they share is handles only. How sockets are accepted is [`accept`]'s business.
+//! A handler parses a request, checks permissions, calls the module that does the work, and turns the
+//! result into a response; it keeps no state of its own. [`accept`] owns sockets until a client is
+//! connected; then the socket is detached from the HTTP stack and belongs to `connection`.
 
 pub mod accept;
 mod admission;
@@ -47,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     accept::Peer,
-    admission::{Admission, Refusal},
+    admission::{ClientPermit, Refusal},
 };
 pub use self::{
     admission::{AdmissionConfig, AdmissionControl},
@@ -63,30 +64,30 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Address and port; port 0 takes a free one.
+    /// Listen address and port; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// A TLS handshake, and a request's head, are there within this time.
+    /// Timeout for a TLS handshake and for the head of a request, at least 1s.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// A connection that idles between two requests for longer is closed.
+    /// A keep-alive connection is closed after this long without a request, at least 1s.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
-    /// A request's body is there within this time.
+    /// Timeout for a request's body, at least 1s.
     #[serde(with = "humantime_serde")]
     pub body_timeout: Duration,
-    /// Pages of these origins may speak to the gateway, besides those of its own address.
+    /// Origins of web pages that may use the gateway, besides the gateway's own address.
     pub allowed_origins: Vec<OriginRule>,
-    /// Proxies that are believed when they say for whom they ask.
+    /// Reverse proxies whose `X-Forwarded-For` or `Forwarded` header is trusted.
     pub trusted_proxies: Vec<TrustedProxy>,
-    /// After SIGTERM: for this long the node says that it is not ready, and still serves everybody.
+    /// On SIGTERM, the node reports not ready for this long before it stops accepting clients.
     #[serde(with = "humantime_serde")]
     pub drain_delay: Duration,
-    /// After that: until then whatever is under way may end, then it is cut off.
+    /// Time to close connections and finish work after `drain_delay`.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
-    /// HTTPS, with HTTP/2 where the client can.
+    /// TLS; HTTP/2 is negotiated by ALPN.
     pub tls: TlsConfig,
-    /// How many may come in.
+    /// Admission limits.
     pub limits: AdmissionConfig,
 }
 
@@ -94,9 +95,9 @@ pub struct ServerConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsConfig {
-    /// The certificate chain, PEM. Without it the gateway speaks plain HTTP.
+    /// File with the certificate chain, PEM. Unset, the gateway serves plain HTTP.
     pub certificate: Option<PathBuf>,
-    /// The certificate's key, PEM.
+    /// File with the certificate's private key, PEM.
     pub key: Option<PathBuf>,
 }
 
@@ -117,51 +118,51 @@ impl Default for ServerConfig {
     }
 }
 
-/// What the handlers share. Each call takes a copy, so it is one count and not eight.
+/// State shared by all handlers. Cloned per request, so all parts are behind one `Arc`.
 #[derive(Clone, Debug)]
-pub struct AppState(Arc<Shared>);
+pub struct AppState(Arc<AppParts>);
 
 impl Deref for AppState {
-    type Target = Shared;
+    type Target = AppParts;
 
-    fn deref(&self) -> &Shared {
+    fn deref(&self) -> &AppParts {
         &self.0
     }
 }
 
 /// The parts of an [`AppState`].
 #[derive(Debug)]
-pub struct Shared {
-    /// What connections lean on; the node is reached through it.
+pub struct AppParts {
+    /// The connected clients; gives access to node, cluster, rollouts and authentication.
     pub connections: Arc<Connections>,
     /// Section `[server]`.
     pub server: Arc<ServerConfig>,
-    /// Who may come in.
+    /// Admission limits and their counters.
     pub admission: Arc<AdmissionControl>,
-    /// Where clients' tasks belong.
+    /// The shutdown stage of client tasks.
     pub client_tasks: Stage,
-    /// What people are told.
+    /// Alerts about rollouts.
     pub alerts: Arc<Alerts>,
-    /// What compares both sides of a rollout.
+    /// Validation runs of rollouts.
     pub validation: Arc<Validator>,
-    /// The node takes no new clients any more.
+    /// Cancelled when the node begins to shut down; it then reports not ready.
     pub draining: CancellationToken,
-    /// The system that the gateway takes over from.
+    /// Migration from an existing system.
     pub legacy: Arc<Legacy>,
 }
 
-impl From<Shared> for AppState {
-    fn from(shared: Shared) -> Self {
-        Self(Arc::new(shared))
+impl From<AppParts> for AppState {
+    fn from(parts: AppParts) -> Self {
+        Self(Arc::new(parts))
     }
 }
 
 impl AppState {
-    /// Lets the client in that a request comes from. The gateway's own sessions all have one address
-    /// and come at once.
-    fn admit(&self, request: &Request, own: bool) -> Result<Admission, Refusal> {
-        if own {
-            return self.admission.admit_own();
+    /// Admits the client that sent `request`. Validation sessions of the gateway itself (`internal`)
+    /// are exempt from limits per address, as they all come from one at the same time.
+    fn admit(&self, request: &Request, internal: bool) -> Result<ClientPermit, Refusal> {
+        if internal {
+            return self.admission.admit_internal();
         }
         let peer = request.extensions().get::<Peer>();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
@@ -170,7 +171,7 @@ impl AppState {
     }
 }
 
-/// The addresses at which clients of each wire connect.
+/// The routes at which clients of each wire connect.
 fn wires() -> Router<AppState> {
     let mut router = Router::new();
     for path in websocket::paths() {
@@ -186,49 +187,49 @@ fn wires() -> Router<AppState> {
     router
 }
 
-/// Every address of the gateway.
+/// All routes of the gateway. Paths without a route go to the legacy upstream, if there is one.
 pub fn router(app: AppState) -> Router {
-    // Pages have no business with what orchestrators and Prometheus ask.
-    let for_pages = Router::new()
+    // Web pages get CORS headers for these routes, but not for health checks and metrics.
+    let api_routes = Router::new()
         .route("/", any(page::demo))
         .route("/dashboard", get(page::dashboard))
         .merge(wires())
-        .route("/events/{session}", post(posted_requests::ask))
-        .route("/api/publish", post(publish::one))
-        .route("/api/publish/batch", post(publish::batch))
+        .route("/events/{session}", post(posted_requests::perform))
+        .route("/api/publish", post(publish::publish_one))
+        .route("/api/publish/batch", post(publish::publish_batch))
         .route("/api/channels", get(channels::list))
         .route("/api/channels/{channel}/history", get(channels::history))
         .route("/api/channels/{channel}/presence", get(presence::list))
         .route("/api/sessions/disconnect", post(presence::disconnect))
-        .route("/api/route", get(route::route))
-        .route("/api/migration/feature-flags", get(migration::flags))
-        .route("/api/migration/feature-flags/{component}", get(migration::flag).put(migration::put))
+        .route("/api/route", get(route::assign))
+        .route("/api/migration/feature-flags", get(migration::list))
+        .route("/api/migration/feature-flags/{component}", get(migration::get).put(migration::put))
         .route("/api/migration/emergency-stop", post(migration::emergency_stop))
-        .route("/api/migration/dashboard", get(dashboard::now))
-        .route("/api/migration/dashboard/stream", get(dashboard::live))
+        .route("/api/migration/dashboard", get(dashboard::snapshot))
+        .route("/api/migration/dashboard/stream", get(dashboard::stream))
         .route("/api/migration/history", get(migration::history))
         .route(
             "/api/migration/validation/{component}",
-            get(validation::newest).post(validation::start),
+            get(validation::latest).post(validation::run),
         )
         .route("/api/migration/alerts", get(alerts::list))
         .route("/api/migration/alerts/{id}/acknowledge", post(alerts::acknowledge))
-        .route("/api/migration/{verb}/{component}", post(migration::order))
-        .route("/ofrep/v1/evaluate/flags", post(ofrep::all))
-        .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::one))
+        .route("/api/migration/{action}/{component}", post(migration::perform_action))
+        .route("/ofrep/v1/evaluate/flags", post(ofrep::evaluate_all))
+        .route("/ofrep/v1/evaluate/flags/{key}", post(ofrep::evaluate_one))
         .route("/api/migration/shadow", get(legacy::shadow_report))
         .method_not_allowed_fallback(error::method_not_allowed)
-        // limits.body_bytes is the limit.
+        // read_body applies limits.body_bytes instead.
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(app.clone(), origin::guard));
-    let for_operators = Router::new()
+        .layer(middleware::from_fn_with_state(app.clone(), origin::check_origin));
+    let ops_routes = Router::new()
         .route("/health/live", get(ops::live))
         .route("/health/ready", get(ops::ready))
         .route("/metrics", get(ops::metrics))
         .method_not_allowed_fallback(error::method_not_allowed);
-    let pages = for_pages.clone().with_state(app.clone());
-    let unknown = move |State(app): State<AppState>, request: Request| {
-        legacy::fallback(app, pages.clone(), request)
+    let routes = api_routes.clone().with_state(app.clone());
+    let fallback = move |State(app): State<AppState>, request: Request| {
+        legacy::fallback(app, routes.clone(), request)
     };
-    for_pages.merge(for_operators).fallback(unknown).with_state(app)
+    api_routes.merge(ops_routes).fallback(fallback).with_state(app)
 }

@@ -1,4 +1,4 @@
-//! The `crossfade` process: arguments, then the command they name.
+//! The `crossfade` binary: parses the arguments and runs the command.
 
 use std::process::ExitCode;
 

@@ -1,24 +1,23 @@
-//! How much memory this process uses, and how much it may.
+//! Memory usage of this process, relative to its limit. Reads `/proc` and the control group (Linux).
 
 use std::fs;
 
-/// The share of its memory that the process uses, 0 to 1: of its control group's limit where there is
-/// one, of the machine's memory otherwise. 0 where the system does not tell.
-pub fn used_share() -> f64 {
-    match (used(), allowed()) {
-        (Some(used), Some(allowed)) if 0 < allowed => used as f64 / allowed as f64,
+/// The fraction of its memory limit that this process uses, 0 to 1. The limit is the smaller of the
+/// control group's and the machine's memory. 0 where either number cannot be read.
+pub fn used_fraction() -> f64 {
+    match (resident_bytes(), limit_bytes()) {
+        (Some(resident), Some(limit)) if 0 < limit => resident as f64 / limit as f64,
         _ => 0.0,
     }
 }
 
-/// Bytes that are resident.
-fn used() -> Option<u64> {
+fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    kibibytes(&status, "VmRSS:")
+    kibibyte_field(&status, "VmRSS:")
 }
 
-fn allowed() -> Option<u64> {
-    let machine = kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:");
+fn limit_bytes() -> Option<u64> {
+    let machine = kibibyte_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:");
     let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let group = group.and_then(|text| text.trim().parse::<u64>().ok());
     match (machine, group) {
@@ -27,7 +26,8 @@ fn allowed() -> Option<u64> {
     }
 }
 
-fn kibibytes(text: &str, key: &str) -> Option<u64> {
+/// The value in bytes of a line such as `VmRSS:  1234 kB`.
+fn kibibyte_field(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(key))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
@@ -37,8 +37,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_uses_some_and_not_all() {
-        let share = used_share();
-        assert!(0.0 < share && share < 1.0, "{share}");
+    fn this_process_uses_between_none_and_all_of_its_memory() {
+        let fraction = used_fraction();
+        assert!(0.0 < fraction && fraction < 1.0, "{fraction}");
     }
 }

@@ -1,4 +1,8 @@
-//! What one gateway counts. A registry is a value: two gateways in one process count apart.
+//! Prometheus metrics of one gateway, all with the prefix `crossfade_`.
+//!
+//! Owns the names, help texts and labels. A [`Metrics`] is a value, not a global: two gateways in one
+//! process count separately. Other modules increment the public fields, which are named as the metrics
+//! are; they do not know the Prometheus format.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -11,223 +15,250 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// The counters and gauges, each described where it is registered.
+/// The metrics of one gateway. [`Metrics::new`] registers each with its help text.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Events accepted by the broker through this node.
-    pub published: Counter,
-    /// Publications whose id was known already.
-    pub duplicates: Counter,
-    /// Publications the broker could not take.
+    /// Events that the broker accepted from this node.
+    pub events_published: Counter,
+    /// Publishes whose message id was a duplicate.
+    pub publish_duplicates: Counter,
+    /// Publishes that the broker did not accept.
     pub publish_failures: Counter,
-    /// Seconds from a publish call to the broker's answer.
+    /// Duration of publishes, from the call to the broker's answer, in seconds.
     pub publish_seconds: Histogram,
-    /// Entries that came up from the broker and were appended.
-    pub ingested: Counter,
-    /// Entries that came up with an id that was delivered shortly before.
-    pub repeats: Counter,
-    /// Times an entry was missing and read from the broker's log.
-    pub holes: Counter,
-    /// Times a subscriber's position was served from the broker's log instead of the ring.
+    /// Events received from the broker's feed and appended to an open channel.
+    pub events_ingested: Counter,
+    /// Events received whose message id was delivered shortly before, and which were dropped.
+    pub events_deduplicated: Counter,
+    /// Reads of the broker's log that repaired a gap.
+    pub log_repairs: Counter,
+    /// Reads of the broker's log for a subscription that was behind the ring.
     pub catch_ups: Counter,
-    /// Events written to clients.
+    /// Events written to clients, by transport.
     pub deliveries: Family<TransportLabel, Counter>,
-    /// Open connections.
+    /// Open connections, by transport.
     pub connections: Family<TransportLabel, Gauge>,
     /// Connections that ended, by close code.
-    pub closed: Family<CloseLabel, Counter>,
-    /// Clients, sockets and pages that were not let in, by reason.
+    pub connections_closed: Family<CloseLabel, Counter>,
+    /// Refused sockets, clients, requests and frames, by reason.
     pub refused: Family<RefusedLabel, Counter>,
-    /// Subscribers told that they missed something.
+    /// Subscriptions that lost their position: the events in between could not be delivered.
     pub resets: Counter,
     /// Subscriptions of open connections.
     pub subscriptions: Gauge,
-    /// Channels this node listens to.
+    /// Channels open on this node.
     pub channels: Gauge,
-    /// Members of all channels, on all nodes.
+    /// Presence members of all channels, on all nodes.
     pub members: Gauge,
-    /// Frames about presence that went to clients.
+    /// Presence frames written to clients.
     pub presence_frames: Counter,
-    /// Clients asked to move, by the transport they were asked to move to.
-    pub asked_to_move: Family<TransportLabel, Counter>,
+    /// Clients asked to migrate, by the transport that they are to use.
+    pub clients_asked_to_migrate: Family<TransportLabel, Counter>,
     /// Alerts raised on this node.
     pub alerts: Counter,
-    /// Alerts that webhooks have heard of.
+    /// Alerts that a webhook accepted, by webhook.
     pub webhooks_sent: Family<WebhookLabel, Counter>,
-    /// Alerts that webhooks would not take, or could not in time.
+    /// Alerts that a webhook rejected or did not accept within `alerts.give_up`, by webhook.
     pub webhooks_failed: Family<WebhookLabel, Counter>,
-    /// Webhooks that rest because they failed again and again.
-    pub webhooks_broken: Gauge,
-    /// Whether the broker can be reached.
+    /// Webhooks whose circuit breaker is open.
+    pub webhook_breakers_open: Gauge,
+    /// 1 while the broker can be reached, else 0.
     pub broker_up: Gauge,
-    /// Taking over from the old system.
+    /// Metrics of the migration from an existing system.
     pub legacy: LegacyMetrics,
 }
 
-/// What is counted of the system that the gateway takes over from.
+/// Metrics of the migration from an existing system, with the prefix `crossfade_legacy_`.
 #[derive(Debug)]
 pub struct LegacyMetrics {
-    /// Requests to old addresses that the gateway could serve, by the side that did.
-    pub sides: Family<SideLabel, Counter>,
-    /// Requests passed on, by the status of the answer or why there was none.
+    /// Requests that matched a `[[legacy.route]]`, by the side that served them.
+    pub requests: Family<SideLabel, Counter>,
+    /// Requests forwarded to the upstream, by the status of the response or the failure.
     upstream: Family<AnswerLabel, Counter>,
-    /// Streams and WebSockets of the old server's that are open.
+    /// Open streams and WebSockets proxied to the upstream.
     pub streams: Gauge,
-    /// Whether this node is the one that takes messages in.
+    /// 1 while this node holds the ingest lease, else 0.
     pub holder: Gauge,
-    /// Messages heard on the old channels, by what became of them.
+    /// Messages received from Redis Pub/Sub, by outcome.
     messages: Family<OutcomeLabel, Counter>,
-    /// Messages heard that wait to be put into the logs, or for another node to have done so.
+    /// Messages received and not known to be in the logs yet.
     pub backlog: Gauge,
-    /// Times listening to the old channels was interrupted.
+    /// Interruptions of the subscription to the legacy Redis channels.
     pub interruptions: Counter,
-    /// Events for the old channels, by what became of them.
+    /// Events republished to the legacy Redis channels, by outcome.
     republished: Family<OutcomeLabel, Counter>,
-    /// What a comparison of both sides found.
+    /// Events compared between the upstream and the logs, by outcome.
     compared: Family<OutcomeLabel, Counter>,
 }
 
 impl LegacyMetrics {
-    fn new(in_registry: &mut Registering<'_>) -> Self {
+    fn new(registrar: &mut Registrar<'_>) -> Self {
         Self {
-            sides: in_registry.family("legacy_requests", "Requests to old addresses, by side"),
-            upstream: in_registry
-                .family("legacy_upstream", "Requests passed on, by the answer's status or lack"),
-            streams: in_registry.gauge("legacy_streams", "Streams of the old server's, open"),
-            holder: in_registry.gauge("legacy_holder", "1 while this node takes messages in"),
-            messages: in_registry.family("legacy_messages", "Messages taken in, by outcome"),
-            backlog: in_registry.gauge("legacy_backlog", "Messages heard and not known in the log"),
-            interruptions: in_registry
-                .counter("legacy_interruptions", "Times listening to old channels was interrupted"),
-            republished: in_registry.family(
+            requests: registrar
+                .family("legacy_requests", "Requests to addresses of legacy.route, by side"),
+            upstream: registrar.family(
+                "legacy_upstream",
+                "Requests forwarded to the upstream, by response status or failure",
+            ),
+            streams: registrar
+                .gauge("legacy_streams", "Open streams and WebSockets proxied to the upstream"),
+            holder: registrar.gauge("legacy_holder", "1 while this node holds the ingest lease"),
+            messages: registrar
+                .family("legacy_messages", "Messages received from legacy Redis, by outcome"),
+            backlog: registrar
+                .gauge("legacy_backlog", "Messages received and not known to be in the logs"),
+            interruptions: registrar.counter(
+                "legacy_interruptions",
+                "Interruptions of the subscription to legacy Redis channels",
+            ),
+            republished: registrar.family(
                 "legacy_republished",
                 "Events republished to legacy Redis channels, by outcome",
             ),
-            compared: in_registry
-                .family("legacy_compared", "Events of both sides compared, by outcome"),
+            compared: registrar.family(
+                "legacy_compared",
+                "Events compared between the upstream and the logs, by outcome",
+            ),
         }
     }
 
-    /// The old server answered with this status, or did not for this reason.
+    /// Counts a forwarded request. `answer` is the response status or the failure.
     pub fn upstream(&self, answer: &str) {
         self.upstream.get_or_create(&AnswerLabel { answer: answer.to_owned() }).inc();
     }
 
-    /// So many messages of the old channels ended like this.
+    /// Counts received messages with the same outcome.
     pub fn messages(&self, outcome: &'static str, number: u64) {
         self.messages.get_or_create(&OutcomeLabel { outcome }).inc_by(number);
     }
 
-    /// So many events for the old channels ended like this.
+    /// Counts republished events with the same outcome.
     pub fn republished(&self, outcome: &'static str, number: u64) {
         self.republished.get_or_create(&OutcomeLabel { outcome }).inc_by(number);
     }
 
-    /// A comparison found this.
+    /// Counts a compared event.
     pub fn compared(&self, outcome: &'static str) {
         self.compared.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 }
 
-/// Who served a request to an old address.
+/// Label of requests to legacy addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SideLabel {
     /// `upstream`, `shadow` or `gateway`.
     pub side: &'static str,
 }
 
-/// How the old server answered.
+/// Label of requests to the upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AnswerLabel {
-    /// A status, or `unreachable`, `timeout`, `broken`, `loop`, `full`.
+    /// The response status, or `unreachable`, `timeout`, `broken`, `loop`, `full`.
     pub answer: String,
 }
 
-/// What became of something.
+/// Label of messages and events that can end in several ways.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabel {
-    /// In a word.
+    /// The outcome; the module that counts defines the values.
     pub outcome: &'static str,
 }
 
-/// What carries a connection.
+/// Label of connections and deliveries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TransportLabel {
     /// `websocket` or `sse`.
     pub transport: &'static str,
 }
 
-/// Which webhook.
+/// Label of webhook requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WebhookLabel {
-    /// Its name.
+    /// `name` in `[[alerts.webhook]]`.
     pub webhook: String,
 }
 
-/// Why a connection ended.
+/// Label of closed connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CloseLabel {
-    /// The close code.
+    /// The close code of PROTOCOL.md.
     pub code: u16,
 }
 
-/// Why somebody was not let in.
+/// Label of refusals.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabel {
-    /// `sockets`, `node`, `ip`, `user`, `rate`, `origin`, `keys`, `upstream`: who did not come in. `nobody`, `token`,
-    /// `forbidden`, `frames`, `publishes`: who was refused something.
+    /// Why. A refusal by a limit has the limit's key: `sockets`, `clients`, `clients_per_ip`,
+    /// `clients_per_user`, `arrivals_per_second` in `[server.limits]`; `frames_per_second`,
+    /// `publishes_per_second` in `[limits]`. The others are `origin` (not in
+    /// `server.allowed_origins`), `unauthenticated` (no token where one is required),
+    /// `invalid_token`, and `forbidden` (a permission or scope is missing).
     pub reason: &'static str,
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Registers all metrics, at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("crossfade");
         let publish_seconds = Histogram::new(exponential_buckets(0.000_1, 2.0, 16));
         registry.register_with_unit(
             "publish",
-            "Time from a publish call to the broker's answer",
+            "Duration of publishes, from the call to the broker's answer",
             Unit::Seconds,
             publish_seconds.clone(),
         );
-        let mut in_registry = Registering(&mut registry);
+        let mut registrar = Registrar(&mut registry);
         Self {
-            published: in_registry.counter("events_published", "Events accepted by the broker"),
-            duplicates: in_registry.counter("publish_duplicates", "Publications with a known id"),
-            publish_failures: in_registry
-                .counter("publish_failures", "Publications the broker could not take"),
+            events_published: registrar
+                .counter("events_published", "Events that the broker accepted from this node"),
+            publish_duplicates: registrar
+                .counter("publish_duplicates", "Publishes whose message id was a duplicate"),
+            publish_failures: registrar
+                .counter("publish_failures", "Publishes that the broker did not accept"),
             publish_seconds,
-            ingested: in_registry.counter("events_ingested", "Entries that came from the broker"),
-            repeats: in_registry.counter("events_repeated", "Entries with an id just delivered"),
-            holes: in_registry.counter("holes_repaired", "Entries missing and read from the log"),
-            catch_ups: in_registry.counter("catch_ups", "Reads of the log for one subscriber"),
-            deliveries: in_registry.family("deliveries", "Events written to clients"),
-            connections: in_registry.family("connections", "Open connections"),
-            closed: in_registry.family("connections_closed", "Connections ended, by close code"),
-            refused: in_registry
-                .family("refused", "Clients, sockets and pages not let in, by reason"),
-            resets: in_registry.counter("resets", "Subscribers told that they missed something"),
-            subscriptions: in_registry.gauge("subscriptions", "Subscriptions of open connections"),
-            channels: in_registry.gauge("channels", "Channels this node listens to"),
-            members: in_registry.gauge("members", "Members of all channels, on all nodes"),
-            presence_frames: in_registry
-                .counter("presence_frames", "Frames about presence that went to clients"),
-            asked_to_move: in_registry
-                .family("clients_asked_to_move", "Clients asked to move, by transport"),
-            alerts: in_registry.counter("alerts", "Alerts raised on this node"),
-            webhooks_sent: in_registry.family("webhooks_sent", "Alerts that webhooks took"),
-            webhooks_failed: in_registry
-                .family("webhooks_failed", "Alerts that webhooks did not take"),
-            webhooks_broken: in_registry
-                .gauge("webhooks_broken", "Webhooks that rest after failing again and again"),
-            broker_up: in_registry.gauge("broker_up", "1 while the broker can be reached"),
-            legacy: LegacyMetrics::new(&mut in_registry),
+            events_ingested: registrar
+                .counter("events_ingested", "Events received from the broker's feed"),
+            events_deduplicated: registrar.counter(
+                "events_deduplicated",
+                "Events dropped because their message id was delivered before",
+            ),
+            log_repairs: registrar
+                .counter("log_repairs", "Reads of the broker's log that repaired a gap"),
+            catch_ups: registrar.counter(
+                "catch_ups",
+                "Reads of the broker's log for a subscription behind the ring",
+            ),
+            deliveries: registrar.family("deliveries", "Events written to clients, by transport"),
+            connections: registrar.family("connections", "Open connections, by transport"),
+            connections_closed: registrar
+                .family("connections_closed", "Connections that ended, by close code"),
+            refused: registrar
+                .family("refused", "Refused sockets, clients, requests and frames, by reason"),
+            resets: registrar.counter("resets", "Subscriptions that lost their position"),
+            subscriptions: registrar.gauge("subscriptions", "Subscriptions of open connections"),
+            channels: registrar.gauge("channels", "Channels open on this node"),
+            members: registrar.gauge("members", "Presence members of all channels, on all nodes"),
+            presence_frames: registrar
+                .counter("presence_frames", "Presence frames written to clients"),
+            clients_asked_to_migrate: registrar
+                .family("clients_asked_to_migrate", "Clients asked to migrate, by new transport"),
+            alerts: registrar.counter("alerts", "Alerts raised on this node"),
+            webhooks_sent: registrar
+                .family("webhooks_sent", "Alerts that a webhook accepted, by webhook"),
+            webhooks_failed: registrar.family(
+                "webhooks_failed",
+                "Alerts that a webhook rejected or did not accept in time",
+            ),
+            webhook_breakers_open: registrar
+                .gauge("webhook_breakers_open", "Webhooks whose circuit breaker is open"),
+            broker_up: registrar.gauge("broker_up", "1 while the broker can be reached"),
+            legacy: LegacyMetrics::new(&mut registrar),
             registry,
         }
     }
 
-    /// All of them in the Prometheus text format.
+    /// All metrics in the OpenMetrics text format.
     pub fn render(&self) -> String {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string cannot fail");
@@ -241,9 +272,10 @@ impl Default for Metrics {
     }
 }
 
-struct Registering<'a>(&'a mut Registry);
+/// Registers metrics with the registry.
+struct Registrar<'a>(&'a mut Registry);
 
-impl Registering<'_> {
+impl Registrar<'_> {
     fn counter(&mut self, name: &str, help: &str) -> Counter {
         let counter = Counter::default();
         self.0.register(name, help, counter.clone());

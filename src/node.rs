@@ -178,8 +178,8 @@ impl Node {
         self.metrics.publish_seconds.observe(begin.elapsed().as_secs_f64());
         for receipt in &receipts {
             match receipt {
-                Ok(receipt) if receipt.duplicate => self.metrics.duplicates.inc(),
-                Ok(_) => self.metrics.published.inc(),
+                Ok(receipt) if receipt.duplicate => self.metrics.publish_duplicates.inc(),
+                Ok(_) => self.metrics.events_published.inc(),
                 Err(_) => self.metrics.publish_failures.inc(),
             };
         }

@@ -1,4 +1,4 @@
-//! Logs out. Knows nothing of what is logged.
+//! Logging: installs the process's `tracing` subscriber, which writes to standard error.
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -7,19 +7,19 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// What is logged: a level, or levels by module.
+    /// Log filter: a level (`info`), or levels by module (`info,crossfade::node=debug`).
     pub log: String,
-    /// How it is written.
+    /// Format of log lines.
     pub format: LogFormat,
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For machines, an object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -29,11 +29,11 @@ impl Default for TelemetryConfig {
     }
 }
 
-/// Sends logs to standard error from now on.
+/// Installs the global log subscriber. Call it once per process.
 ///
 /// # Errors
-/// When `log` is no filter.
-pub fn start(config: &TelemetryConfig) -> Result<(), TelemetryError> {
+/// When `telemetry.log` is not a valid filter.
+pub fn init(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     let filter = EnvFilter::builder()
         .parse(&config.log)
         .map_err(|err| TelemetryError { reason: err.to_string() })?;
@@ -46,7 +46,7 @@ pub fn start(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// The filter is none.
+/// `telemetry.log` is not a valid filter.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("telemetry.log: {reason}; write a level such as info, or info,crossfade::node=debug")]
 pub struct TelemetryError {

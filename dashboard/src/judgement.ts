@@ -48,16 +48,16 @@ function ofAll(said: Dashboard): Judgement[] {
   const going = said.flags
     .filter((flag) => flag.status === "running" && begun(flag))
     .map((flag) => flag.component);
-  if (said.cutOffMs != null) {
+  if (said.storeUnreachableMs != null) {
     found.push({
       level: "worry",
       word: "Cut off",
       component: "",
-      why: `${said.node || "This node"} cannot reach the store since ${span(said.cutOffMs)}: it shows what it last knew.`,
+      why: `${said.node || "This node"} cannot reach the store since ${span(said.storeUnreachableMs)}: it shows what it last knew.`,
       next: "Increases are refused. A stop takes effect on this node at once, and on the others when the store is back.",
     });
   }
-  if (said.evaluator === null && going.length > 0 && said.cutOffMs == null) {
+  if (said.evaluator === null && going.length > 0 && said.storeUnreachableMs == null) {
     found.push({
       level: "worry",
       word: "Nobody watches",
@@ -120,7 +120,7 @@ const told = (verdicts: Verdict[]) =>
   verdicts.map((one) => sentence(one.summary || `${called(one.name)} is broken`)).join(" ");
 
 function andThen(flag: Flag, said: Dashboard): string {
-  if (said.evaluator === null || said.cutOffMs != null)
+  if (said.evaluator === null || said.storeUnreachableMs != null)
     return "Nobody turns it back by itself now: roll it back.";
   return flag.status === "running"
     ? "The gateway rolls it back by itself; if this still stands in a few seconds, roll it back by hand."

@@ -158,7 +158,7 @@ export interface Dashboard {
   now: number | null;
   environment: string;
   node: string;
-  cutOffMs: number | null;
+  storeUnreachableMs: number | null;
   /** Who evaluates; null when nobody does, undefined when it is not said. */
   evaluator: string | null | undefined;
   mayOperate: boolean;
@@ -203,7 +203,7 @@ export function read(said: unknown): Dashboard {
     now: number(said.now),
     environment: text(said.environment),
     node: text(said.node),
-    cutOffMs: number(said.cutOffMs),
+    storeUnreachableMs: number(said.storeUnreachableMs),
     evaluator:
       evaluator === undefined
         ? undefined

@@ -188,7 +188,7 @@ export function result(status: number, body: unknown): Result {
     return { kind: "conflict", message };
   if (status >= 300 || status < 200)
     return { kind: "refused", message: message || `The gateway answered ${status} and no reason.` };
-  if (status === 202 || said.kept === false) {
+  if (status === 202 || said.saved === false) {
     return {
       kind: "here-only",
       message: message || "Stopped on this node only; the store is away.",

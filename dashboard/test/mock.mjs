@@ -180,9 +180,9 @@ export class Mock {
     if (this.storeAway) {
       const message =
         "stopped on this node; the store is away, so the other nodes follow when it is back: keep this node up, or repeat the call there";
-      return say(202, { kept: false, message });
+      return say(202, { saved: false, message });
     }
-    say(200, { kept: true });
+    say(200, { saved: true });
   }
 }
 

@@ -95,8 +95,8 @@ describe("calls", () => {
 describe("answers", () => {
   const error = (code: string) => ({ error: { code, message: "m" } });
   it.each([
-    [200, { kept: true }, "done"],
-    [202, { kept: false, message: "m" }, "here-only"],
+    [200, { saved: true }, "done"],
+    [202, { saved: false, message: "m" }, "here-only"],
     [401, error("unauthorised"), "unauthorised"],
     [403, error("forbidden"), "forbidden"],
     [409, error("version_conflict"), "conflict"],

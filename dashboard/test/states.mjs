@@ -300,7 +300,7 @@ function healthy(now) {
     now,
     environment: "production",
     node: "node-1a2b",
-    cutOffMs: null,
+    storeUnreachableMs: null,
     evaluator: { node: "node-9f0e" },
     rights: { operate: true },
     flags: [flag(now)],
@@ -550,13 +550,13 @@ function stopped(now) {
   return said;
 }
 
-const cutOff = (now) => ({ ...healthy(now), cutOffMs: 12_300, evaluator: null });
+const cutOff = (now) => ({ ...healthy(now), storeUnreachableMs: 12_300, evaluator: null });
 const noRights = (now) => ({ ...healthy(now), rights: { operate: false } });
 const empty = (now) => ({
   now,
   environment: "development",
   node: "node-1a2b",
-  cutOffMs: null,
+  storeUnreachableMs: null,
   evaluator: null,
   rights: { operate: true },
   flags: [],

@@ -298,7 +298,7 @@ impl WebhookSender {
         let label = WebhookLabel { webhook: target.name.to_string() };
         let sent = metrics.webhooks_sent.get_or_create(&label).clone();
         let failed = metrics.webhooks_failed.get_or_create(&label).clone();
-        let open = metrics.webhooks_broken.clone();
+        let open = metrics.webhook_breakers_open.clone();
         let (min, max, give_up) = (config.backoff_min, config.backoff_max, config.give_up);
         let retry_policy = RetryPolicy { min, max, give_up };
         let (breaker, deliveries) = (Breaker::new(), Vec::new());

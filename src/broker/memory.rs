@@ -27,7 +27,7 @@ use super::{
     Range, Receipt, Retention, Retentions, Slice, Store,
 };
 use crate::{
-    dedup::Window,
+    dedup::DedupWindow,
     lifecycle,
     protocol::{Channel, Epoch, Event, Position},
 };
@@ -82,7 +82,7 @@ impl MemoryBroker {
             kept: LruCache::unbounded(),
             kept_bytes: 0,
             max_bytes: config.max_bytes,
-            ids: Window::new(config.max_ids, dedup),
+            ids: DedupWindow::new(config.max_ids, dedup),
         });
         Ok((Self { logs, heard: DashSet::new(), feed, retentions, store }, receiver))
     }
@@ -170,7 +170,7 @@ struct Logs {
     kept: LruCache<Channel, VecDeque<(u64, Event)>>,
     kept_bytes: usize,
     max_bytes: usize,
-    ids: Window<MessageKey, Position>,
+    ids: DedupWindow<MessageKey, Position>,
 }
 
 impl Logs {
@@ -200,13 +200,13 @@ impl Logs {
     ) -> (Receipt, Option<Entry>) {
         let Publication { channel, draft } = publication;
         let key = (channel.clone(), draft.id.clone());
-        if let Some(position) = self.ids.find(&key, now_ms) {
+        if let Some(position) = self.ids.get(&key, now_ms) {
             return (Receipt { position, duplicate: true }, None);
         }
         let mut position = self.head(&channel);
         position.offset += 1;
         self.heads.put(channel.clone(), position);
-        self.ids.remember(key, position, now_ms);
+        self.ids.insert(key, position, now_ms);
         let event = Event { id: draft.id, name: draft.name, data: draft.data, time: now_ms };
         self.keep(&channel, position.offset, event.clone(), retention, now_ms);
         (Receipt { position, duplicate: false }, Some(Entry { channel, position, event }))

@@ -1,12 +1,12 @@
 use super::*;
 
-fn refused(text: &str, vars: &Vars) -> String {
-    Config::parse(text, vars).unwrap_err().to_string()
+fn error(file: &str, vars: &EnvVars) -> String {
+    Config::parse(file, vars).unwrap_err().to_string()
 }
 
 #[test]
 fn the_shipped_file_states_the_defaults() {
-    let shipped = Config::parse(include_str!("../../config.toml"), &Vars::none());
+    let shipped = Config::parse(include_str!("../../config.toml"), &EnvVars::none());
     assert_eq!(shipped, Ok(Config::default()));
 }
 
@@ -15,11 +15,11 @@ fn the_shipped_file_names_every_key() {
     let shipped = include_str!("../../config.toml");
     let defaults = Table::try_from(Config::default()).unwrap();
     let mut missing = Vec::new();
-    let mut open = vec![(String::new(), &defaults)];
-    while let Some((section, table)) = open.pop() {
+    let mut pending = vec![(String::new(), &defaults)];
+    while let Some((section, table)) = pending.pop() {
         for (key, value) in table {
             match value {
-                Value::Table(inner) => open.push((format!("{section}{key}."), inner)),
+                Value::Table(inner) => pending.push((format!("{section}{key}."), inner)),
                 _ if shipped.contains(&format!("\n{key} = ")) => {}
                 _ => missing.push(format!("{section}{key}")),
             }
@@ -29,8 +29,8 @@ fn the_shipped_file_names_every_key() {
 }
 
 #[test]
-fn the_environment_wins_over_the_file() {
-    let vars = Vars::new([
+fn environment_variables_override_the_file() {
+    let vars = EnvVars::new([
         ("CROSSFADE_SERVER__LISTEN", "0.0.0.0:9000"),
         ("CROSSFADE_LIMITS__SUBSCRIPTIONS", "7"),
         ("CROSSFADE_NODE__NAME", "12"),
@@ -46,41 +46,41 @@ fn the_environment_wins_over_the_file() {
 }
 
 #[test]
-fn a_namespace_takes_over_what_it_does_not_say() {
+fn a_namespace_inherits_from_the_default_namespace() {
     let text = "[channels.default]\nhistory_events = 5\n[channels.orders]\nhistory_age = \"1h\"\n";
-    let retentions = Config::parse(text, &Vars::none()).unwrap().retentions();
+    let retentions = Config::parse(text, &EnvVars::none()).unwrap().retentions();
     let orders = retentions.of(&"orders:1".parse().unwrap());
     assert_eq!((orders.events, orders.age), (5, Duration::from_secs(3600)));
     assert_eq!(retentions.of(&"news".parse().unwrap()).events, 5);
 }
 
 #[test]
-fn a_refusal_names_key_reason_and_remedy() {
-    let none = Vars::none();
-    let said = refused("[server]\nlisten_to = \"x\"\n", &none);
-    assert!(said.starts_with("server.listen_to: unknown field"), "{said}");
-    let said = refused("[connection]\nheartbeat = \"10ms\"\n", &none);
-    assert_eq!(said, "connection.heartbeat: 10ms is too short; set at least 1s");
-    let said = refused("[limits]\nframe_bytes = 10\n", &none);
-    assert_eq!(said, "limits.frame_bytes: 10 is too small; set more than limits.event_bytes");
-    let said = refused("[node]\nring_events = 0\n", &none);
-    assert!(said.starts_with("node.ring_events: "), "{said}");
-    let said = refused("", &Vars::new([("CROSSFADE_BROKER__KIND", "kafka")]));
-    assert!(said.starts_with("broker.kind: unknown variant `kafka`"), "{said}");
-    let said = refused("", &Vars::new([("CROSSFADE___LISTEN", "x")]));
-    assert!(said.starts_with("CROSSFADE___LISTEN: a section or the key is missing"), "{said}");
-    let said = refused("", &Vars::new([("CROSSFADE_SERVER__LISSTEN", "x")]));
-    assert!(said.starts_with("server.lissten: unknown field"), "{said}");
-    assert!(refused("[server\n", &none).starts_with("config.toml: line 1: "));
-    let slip = refused("[auth]\napi_keys = [{name = \"shop\", key = \"a-secret-key\"", &none);
-    assert!(slip.starts_with("config.toml: line 2") && !slip.contains("a-secret-key"), "{slip}");
-    let slip = refused("[auth]\napi_keys = \"a-secret-key\"", &none);
-    assert!(slip.starts_with("auth.api_keys") && !slip.contains("a-secret-key"), "{slip}");
+fn an_error_names_key_reason_and_remedy() {
+    let none = EnvVars::none();
+    let text = error("[server]\nlisten_to = \"x\"\n", &none);
+    assert!(text.starts_with("server.listen_to: unknown field"), "{text}");
+    let text = error("[connection]\nheartbeat = \"10ms\"\n", &none);
+    assert_eq!(text, "connection.heartbeat: 10ms is too short; set at least 1s");
+    let text = error("[limits]\nframe_bytes = 10\n", &none);
+    assert_eq!(text, "limits.frame_bytes: 10 is too small; set more than limits.event_bytes");
+    let text = error("[node]\nring_events = 0\n", &none);
+    assert!(text.starts_with("node.ring_events: "), "{text}");
+    let text = error("", &EnvVars::new([("CROSSFADE_BROKER__KIND", "kafka")]));
+    assert!(text.starts_with("broker.kind: unknown variant `kafka`"), "{text}");
+    let text = error("", &EnvVars::new([("CROSSFADE___LISTEN", "x")]));
+    assert!(text.starts_with("CROSSFADE___LISTEN: a section or the key is missing"), "{text}");
+    let text = error("", &EnvVars::new([("CROSSFADE_SERVER__LISSTEN", "x")]));
+    assert!(text.starts_with("server.lissten: unknown field"), "{text}");
+    assert!(error("[server\n", &none).starts_with("config.toml: line 1: "));
+    let text = error("[auth]\napi_keys = [{name = \"shop\", key = \"a-secret-key\"", &none);
+    assert!(text.starts_with("config.toml: line 2") && !text.contains("a-secret-key"), "{text}");
+    let text = error("[auth]\napi_keys = \"a-secret-key\"", &none);
+    assert!(text.starts_with("auth.api_keys") && !text.contains("a-secret-key"), "{text}");
 }
 
 #[test]
-fn variables_that_name_no_section_are_somebody_elses() {
-    let vars = Vars::new([
+fn variables_without_a_section_are_ignored() {
+    let vars = EnvVars::new([
         ("CROSSFADE_PORT", "tcp://10.0.0.1:80"),
         ("CROSSFADE_SERVICE_HOST", "10.0.0.1"),
         ("CROSSFADE_PORT_8080_TCP_PROTO", "tcp"),
@@ -90,8 +90,8 @@ fn variables_that_name_no_section_are_somebody_elses() {
 }
 
 #[test]
-fn origins_and_proxies_are_lists_in_the_environment_too() {
-    let vars = Vars::new([
+fn lists_in_variables_are_written_as_toml() {
+    let vars = EnvVars::new([
         ("CROSSFADE_SERVER__ALLOWED_ORIGINS", r#"["https://a.com", "https://*.b.com"]"#),
         ("CROSSFADE_SERVER__TRUSTED_PROXIES", r#"["10.0.0.0/8", "::1"]"#),
         ("CROSSFADE_SERVER__LIMITS__CLIENTS_PER_IP", "20"),
@@ -99,8 +99,8 @@ fn origins_and_proxies_are_lists_in_the_environment_too() {
     let server = Config::parse("", &vars).unwrap().server;
     assert_eq!((server.allowed_origins.len(), server.trusted_proxies.len()), (2, 2));
     assert_eq!(server.limits.clients_per_ip, 20);
-    let said = refused("[server]\nallowed_origins = [\"a.com\"]\n", &Vars::none());
-    assert!(said.starts_with("server.allowed_origins[0]: \"a.com\" is no origin"), "{said}");
-    let said = refused("[server]\ntrusted_proxies = [\"10.0.0.0/33\"]\n", &Vars::none());
-    assert!(said.starts_with("server.trusted_proxies[0]: \"10.0.0.0/33\" is no"), "{said}");
+    let text = error("[server]\nallowed_origins = [\"a.com\"]\n", &EnvVars::none());
+    assert!(text.starts_with("server.allowed_origins[0]: \"a.com\" is not an origin"), "{text}");
+    let text = error("[server]\ntrusted_proxies = [\"10.0.0.0/33\"]\n", &EnvVars::none());
+    assert!(text.starts_with("server.trusted_proxies[0]: \"10.0.0.0/33\" is not a network"), "{text}");
 }

@@ -40,7 +40,7 @@ impl Connection {
         }
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, drain(&self.client)).await;
         let metrics = self.connections.node.metrics();
-        metrics.closed.get_or_create(&CloseLabel { code: code.number() }).inc();
+        metrics.connections_closed.get_or_create(&CloseLabel { code: code.number() }).inc();
         debug!(code = code.number(), reason = code.as_str(), "connection closed");
     }
 

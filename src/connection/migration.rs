@@ -261,7 +261,7 @@ impl Migrator {
             client.wake.notify_one();
             self.asked += 1;
             let label = TransportLabel { transport };
-            self.connections.node.metrics().asked_to_move.get_or_create(&label).inc();
+            self.connections.node.metrics().clients_asked_to_migrate.get_or_create(&label).inc();
         }
     }
 }

@@ -54,7 +54,7 @@ impl Connections {
             if state.frame_allowance.take(Instant::now(), rate, burst) {
                 self.check(&mut state, &frame)
             } else {
-                self.count_refused("frames");
+                self.count_refused("frames_per_second");
                 let message = format!("a session may send {rate} frames a second");
                 Err(frame.refused(ErrorCode::LimitExceeded, message))
             }

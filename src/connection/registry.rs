@@ -144,7 +144,7 @@ impl Connections {
         let (rate, burst) = (self.limits.publishes_per_second, self.limits.publishes_burst);
         let publishes = matches!(frame, ClientFrame::Publish { .. });
         if publishes && !state.publish_allowance.take(Instant::now(), rate, burst) {
-            self.count_refused("publishes");
+            self.count_refused("publishes_per_second");
             let message = format!("a session may publish {rate} events a second: wait a moment");
             return Err(frame.refused(ErrorCode::LimitExceeded, message));
         }

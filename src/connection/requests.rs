@@ -97,7 +97,7 @@ pub(super) fn reject(
     id: Option<RequestId>,
     err: TokenError,
 ) {
-    connections.count_refused("token");
+    connections.count_refused("invalid_token");
     let code = match err {
         TokenError::Expired => CloseCode::TokenExpired,
         TokenError::KeysUnavailable => CloseCode::TryLater,

@@ -1,6 +1,7 @@
-//! From a listening address to requests: sockets, TLS, HTTP/1.1 and HTTP/2.
+//! Listener: accepts sockets, performs TLS handshakes and serves HTTP/1.1 and HTTP/2.
 //!
-//! Knows nothing of what the requests are for.
+//! Owns a socket until its last response, or until a client's handler detaches it. Does not know the
+//! routes; the router gets every request with its [`Peer`] and [`DetachableSocket`] as extensions.
 
 use std::{
     fs::File,
@@ -29,49 +30,50 @@ use tracing::{debug, warn};
 
 use super::{
     AdmissionControl, ServerConfig, TlsConfig,
-    admission::SocketPlace,
-    detach::{DetachableSocket, Wire},
+    admission::SocketPermit,
+    detach::{DetachableSocket, ServerStream},
     idle_timeout::ActivityClock,
 };
 use crate::lifecycle::Stage;
 
-/// Sockets that wait to be accepted when everybody comes back at once.
+/// Length of the accept queue: how many sockets wait when all clients reconnect at once.
 const BACKLOG: u32 = 4096;
 
-/// By how much the kernel waits longer for an acknowledgement than we do: whoever stalls is to be
-/// told so by us, not reset.
+/// How much longer than `connection.stall_timeout` the kernel waits for an acknowledgement: a stalled
+/// client is closed with a close code before the kernel resets it.
 const STALL_MARGIN: Duration = Duration::from_secs(15);
 
-/// An HTTP/2 connection is asked this often whether it is still there.
+/// Interval of HTTP/2 keep-alive pings.
 const HTTP2_PING: Duration = Duration::from_secs(30);
 
-/// Bytes of a client's that the kernel takes before the rest stays with us, where it costs nothing.
+/// Unsent bytes that the kernel buffers per socket. More stay unread in the channel log, where they
+/// need no memory of their own.
 const NOT_SENT_LOWAT: u32 = 128 << 10;
 
-/// How long accepting rests when the machine has no more sockets to give.
-const EXHAUSTED: Duration = Duration::from_millis(100);
+/// Pause after a failure to accept, for example when the process has no file descriptors left.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Takes an address.
+/// Binds `server.listen`.
 ///
 /// # Errors
-/// When it cannot be had.
-pub fn listen(config: &ServerConfig) -> io::Result<TcpListener> {
+/// When the address is in use or not one of this machine.
+pub fn bind(config: &ServerConfig) -> io::Result<TcpListener> {
     let socket = if config.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(config.listen)?;
     socket.listen(BACKLOG)
 }
 
-/// What speaks TLS, if it is configured.
+/// Loads the certificate and key of `[server.tls]`; none without them.
 ///
 /// # Errors
-/// Says which file is missing or not what it should be.
-pub fn tls(config: &TlsConfig) -> Result<Option<TlsAcceptor>, TlsError> {
+/// When only one file is set, or a file is missing or not valid PEM.
+pub fn tls_acceptor(config: &TlsConfig) -> Result<Option<TlsAcceptor>, TlsError> {
     let (certificate, key) = match (&config.certificate, &config.key) {
         (None, None) => return Ok(None),
         (Some(certificate), Some(key)) => (certificate, key),
-        (Some(_), None) => return Err(TlsError::Half { missing: "key" }),
-        (None, Some(_)) => return Err(TlsError::Half { missing: "certificate" }),
+        (Some(_), None) => return Err(TlsError::Incomplete { missing: "key" }),
+        (None, Some(_)) => return Err(TlsError::Incomplete { missing: "certificate" }),
     };
     let chain = CertificateDer::pem_reader_iter(open(certificate)?)
         .collect::<Result<Vec<_>, _>>()
@@ -87,11 +89,11 @@ pub fn tls(config: &TlsConfig) -> Result<Option<TlsAcceptor>, TlsError> {
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
 }
 
-/// The certificate that is shown, if TLS is spoken.
+/// The server certificate, the first of the chain; none without TLS.
 ///
 /// # Errors
-/// Says which file is missing or not what it should be.
-pub fn certificate(config: &TlsConfig) -> Result<Option<CertificateDer<'static>>, TlsError> {
+/// When the file is missing or not valid PEM.
+pub fn server_certificate(config: &TlsConfig) -> Result<Option<CertificateDer<'static>>, TlsError> {
     let Some(path) = &config.certificate else { return Ok(None) };
     let first = CertificateDer::pem_reader_iter(open(path)?).next().transpose();
     first.map_err(|err| TlsError::unreadable(path, err))
@@ -101,19 +103,19 @@ fn open(path: &Path) -> Result<BufReader<File>, TlsError> {
     File::open(path).map(BufReader::new).map_err(|err| TlsError::unreadable(path, err))
 }
 
-/// Why TLS cannot be spoken.
+/// Why `[server.tls]` is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Only one of the two files is named.
-    #[error("server.tls needs both certificate and key: {missing} is missing")]
-    Half {
-        /// The other one.
+    /// Only one of the two files is set.
+    #[error("server.tls.{missing} is missing: set both certificate and key, or neither")]
+    Incomplete {
+        /// The key that is not set.
         missing: &'static str,
     },
-    /// A file is not there or not what it should be.
+    /// A file cannot be read or parsed.
     #[error("server.tls: {path}: {reason}")]
     Unreadable {
-        /// Which.
+        /// The file.
         path: String,
         /// Why.
         reason: String,
@@ -126,39 +128,40 @@ impl TlsError {
     }
 }
 
-/// How long a socket may do nothing.
+/// Timeouts of accepted sockets.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     header: Duration,
     idle: Duration,
-    user: Duration,
+    /// `TCP_USER_TIMEOUT`: how long sent bytes may stay unacknowledged.
+    tcp_user: Duration,
 }
 
 impl Timeouts {
-    /// As configured; `stall_timeout` is after how long a client that takes nothing is given up.
+    /// The timeouts of `[server]`; `stall_timeout` is `connection.stall_timeout`.
     pub fn new(config: &ServerConfig, stall_timeout: Duration) -> Self {
         Self {
             header: config.header_timeout,
             idle: config.idle_timeout,
-            user: stall_timeout + STALL_MARGIN,
+            tcp_user: stall_timeout + STALL_MARGIN,
         }
     }
 }
 
-/// Whose socket a request came by.
+/// Request extension: the address at the other end of the socket, which may be a proxy.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) IpAddr);
 
-/// Accepts sockets until the stage stops; the requests under way are answered.
+/// Accepts sockets until the stage stops. Requests in flight are still answered.
 pub async fn accept(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
     admission: Arc<AdmissionControl>,
-    patience: Timeouts,
+    timeouts: Timeouts,
     stage: Stage,
 ) {
-    let front = Arc::new(Listener { tls, router, patience, stage: stage.clone() });
+    let server = Arc::new(SocketServer { tls, router, timeouts, stage: stage.clone() });
     let mut failures = AcceptFailures::default();
     loop {
         let accepted = tokio::select! {
@@ -167,32 +170,32 @@ pub async fn accept(
         };
         match accepted {
             Ok((stream, from)) => {
-                // Without a place it is closed at once: a descriptor is worth more than an answer.
-                let Some(place) = admission.socket() else { continue };
-                let front = Arc::clone(&front);
+                // Beyond server.limits.sockets it is closed without a response, to free the descriptor.
+                let Some(permit) = admission.admit_socket() else { continue };
+                let server = Arc::clone(&server);
                 let peer = Peer(from.ip());
-                // Boxed, so that what stays behind of a socket that was taken is small.
-                stage.spawn_client(Box::pin(async move { front.serve(stream, peer, place).await }));
+                // Boxed, so that the task of a detached socket keeps little memory.
+                stage.spawn_client(Box::pin(async move { server.serve(stream, peer, permit).await }));
             }
             Err(err) => {
                 if let Some(failures) = failures.report(Instant::now()) {
                     warn!(
                         %err, failures,
                         "sockets cannot be accepted: raise the limit of open files (ulimit -n) or \
-                         lower server.limits; this is logged every {} s while it lasts",
+                         lower server.limits; logged every {} s while it lasts",
                         ACCEPT_REPORT_INTERVAL.as_secs()
                     );
                 }
-                let _ = tokio::time::timeout(EXHAUSTED, stage.stopping().cancelled()).await;
+                let _ = tokio::time::timeout(ACCEPT_RETRY_DELAY, stage.stopping().cancelled()).await;
             }
         }
     }
 }
 
-/// How often failures to accept are logged while they last.
+/// Interval of the log line about failures to accept.
 const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Counts failures to accept sockets: they come ten times a second when files run out.
+/// Rate limit of that log line: without file descriptors, accepting fails ten times per second.
 #[derive(Debug, Default)]
 struct AcceptFailures {
     reported: Option<Instant>,
@@ -200,7 +203,7 @@ struct AcceptFailures {
 }
 
 impl AcceptFailures {
-    /// Counts a failure. Returns how many there were since the last report, when one is due.
+    /// Counts a failure. Returns the number since the last log line when the next one is due.
     fn report(&mut self, now: Instant) -> Option<u64> {
         self.unreported += 1;
         let recently =
@@ -213,56 +216,65 @@ impl AcceptFailures {
     }
 }
 
-struct Listener {
+/// Serves accepted sockets.
+struct SocketServer {
     tls: Option<TlsAcceptor>,
     router: Router,
-    patience: Timeouts,
+    timeouts: Timeouts,
     stage: Stage,
 }
 
-impl Listener {
-    async fn serve(&self, stream: TcpStream, peer: Peer, place: SocketPlace) {
-        if let Err(err) = prepare(&stream, self.patience) {
-            debug!(%err, "a socket was gone before it was served");
+impl SocketServer {
+    async fn serve(&self, stream: TcpStream, peer: Peer, permit: SocketPermit) {
+        if let Err(err) = set_socket_options(&stream, self.timeouts) {
+            debug!(%err, "socket closed before it was served");
             return;
         }
-        // One time for the handshake and the first head together.
-        let pulse = Arc::new(ActivityClock::new(self.patience.header, self.patience.idle));
-        let wire = match &self.tls {
-            None => Wire::Plain(stream),
+        // server.header_timeout covers the TLS handshake and the first request head together.
+        let activity = Arc::new(ActivityClock::new(self.timeouts.header, self.timeouts.idle));
+        let stream = match &self.tls {
+            None => ServerStream::Plain(stream),
             Some(tls) => {
-                let shaken = tokio::select! {
-                    shaken = tls.accept(stream) => shaken,
-                    () = pulse.overdue() => return debug!("the TLS handshake took too long"),
+                let handshake = tokio::select! {
+                    handshake = tls.accept(stream) => handshake,
+                    () = activity.timed_out() => {
+                        return debug!("TLS handshake exceeded server.header_timeout");
+                    }
                 };
-                match shaken {
-                    Ok(stream) => Wire::Tls(Box::new(stream)),
-                    Err(err) => return debug!(%err, "the TLS handshake failed"),
+                match handshake {
+                    Ok(stream) => ServerStream::Tls(Box::new(stream)),
+                    Err(err) => return debug!(%err, "TLS handshake failed"),
                 }
             }
         };
-        self.serve_http(DetachableSocket::new(wire, place, Arc::clone(&pulse)), peer, &pulse).await;
+        let socket = DetachableSocket::new(stream, permit, Arc::clone(&activity));
+        self.serve_http(socket, peer, &activity).await;
     }
 
-    async fn serve_http(&self, lend: DetachableSocket, peer: Peer, pulse: &Arc<ActivityClock>) {
+    async fn serve_http(
+        &self,
+        socket: DetachableSocket,
+        peer: Peer,
+        activity: &Arc<ActivityClock>,
+    ) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // The pulse does what its timer would, and from the first byte on.
+        // ActivityClock replaces hyper's timeout, which starts only once the protocol is known.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
         builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING);
-        let io = TokioIo::new(lend.clone());
-        let requests = Arc::clone(pulse);
+        let io = TokioIo::new(socket.clone());
+        let requests = Arc::clone(activity);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            let under_way = requests.begin(request.version());
-            request.extensions_mut().insert(lend.clone());
+            let in_flight = requests.begin_request(request.version());
+            request.extensions_mut().insert(socket.clone());
             request.extensions_mut().insert(peer);
-            let answer = self.router.clone().oneshot(request.map(Body::new));
-            async move { answer.await.map(|response| under_way.until_answered(response)) }
+            let responding = self.router.clone().oneshot(request.map(Body::new));
+            async move { responding.await.map(|response| in_flight.attach_to(response)) }
         });
         let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
             ended = serving.as_mut() => Some(ended),
             () = self.stage.stopping().cancelled() => None,
-            () = pulse.overdue() => None,
+            () = activity.timed_out() => None,
         };
         let ended = match ended {
             Some(ended) => ended,
@@ -271,20 +283,20 @@ impl Listener {
                 tokio::select! {
                     biased;
                     ended = serving => ended,
-                    () = pulse.overdue() => return debug!("a socket kept us waiting for too long"),
+                    () = activity.timed_out() => return debug!("socket closed: it timed out"),
                 }
             }
         };
         if let Err(err) = ended {
-            debug!(%err, "an HTTP connection broke");
+            debug!(%err, "HTTP connection failed");
         }
     }
 }
 
-fn prepare(stream: &TcpStream, patience: Timeouts) -> io::Result<()> {
+fn set_socket_options(stream: &TcpStream, timeouts: Timeouts) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(patience.user))?;
+    socket.set_tcp_user_timeout(Some(timeouts.tcp_user))?;
     socket.set_tcp_notsent_lowat(NOT_SENT_LOWAT)?;
     socket.set_keepalive(true)
 }
@@ -298,17 +310,17 @@ mod tests {
         let (mut failures, start) = (AcceptFailures::default(), Instant::now());
         assert_eq!(failures.report(start), Some(1));
         for tenth in 1..600 {
-            assert_eq!(failures.report(start + EXHAUSTED * tenth), None);
+            assert_eq!(failures.report(start + ACCEPT_RETRY_DELAY * tenth), None);
         }
-        assert_eq!(failures.report(start + EXHAUSTED * 600), Some(600));
+        assert_eq!(failures.report(start + ACCEPT_RETRY_DELAY * 600), Some(600));
     }
 
     #[tokio::test]
-    async fn the_kernel_gives_a_stalled_client_up_later_than_we_do() {
+    async fn tcp_user_timeout_is_longer_than_stall_timeout() {
         let stall_timeout = Duration::from_secs(60);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        prepare(&stream, Timeouts::new(&ServerConfig::default(), stall_timeout)).unwrap();
+        set_socket_options(&stream, Timeouts::new(&ServerConfig::default(), stall_timeout)).unwrap();
         let kernel = SockRef::from(&stream).tcp_user_timeout().unwrap();
         assert!(kernel.is_some_and(|kernel| stall_timeout < kernel), "{kernel:?}");
     }

@@ -1,7 +1,8 @@
-//! How many may come in: sockets and clients of this node, of one address, of one user, and how fast.
+//! Admission control: limits on sockets and clients per node, IP address and user, and on the rate of
+//! new clients (`[server.limits]`).
 //!
-//! It counts and refuses; what a client is told is said in one place, [`Refusal`]. Who somebody is
-//! and where they come from it is told.
+//! Owns the counters, the permits that decrement them on drop, and the response to a refused client
+//! ([`Refusal`]). Does not determine a client's address or user; the callers pass both.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -35,17 +36,17 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdmissionConfig {
-    /// Sockets of this node that are no client: in a handshake, within a request, at rest.
+    /// Sockets without a client: in a handshake, in a request or idle.
     pub sockets: usize,
-    /// Clients of this node: WebSockets and streams.
+    /// Clients of this node: WebSockets and SSE streams.
     pub clients: usize,
-    /// Clients of one address; IPv6 counts by /64.
+    /// Clients per IP address; IPv6 addresses count per /64 network.
     pub clients_per_ip: usize,
-    /// Clients of one user, where it is known who a client is.
+    /// Clients per authenticated user.
     pub clients_per_user: usize,
-    /// Clients that one address may open per second, on average.
+    /// New clients per second and IP address, on average.
     pub arrivals_per_second: u32,
-    /// Clients that one address may open at once.
+    /// New clients of an IP address in one burst.
     pub arrivals_burst: u32,
 }
 
@@ -62,18 +63,19 @@ impl Default for AdmissionConfig {
     }
 }
 
-/// Addresses whose rate is remembered; the one not seen for longest is forgotten, and starts anew.
-const ADDRESSES: usize = 65_536;
+/// Most networks whose arrival rate is tracked; beyond, the least recently seen is forgotten.
+const MAX_TRACKED_NETWORKS: usize = 65_536;
 
-/// Stands for the gateway's own sessions: a network that nobody comes from (RFC 6666).
-const OWN: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
+/// Stands for validation sessions of the gateway itself: the discard prefix (RFC 6666), from which no
+/// client connects.
+const INTERNAL_NETWORK: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
 
-/// Counts who is in.
+/// Counts admitted sockets and clients, and refuses those beyond a limit.
 #[derive(Debug)]
 pub struct AdmissionControl {
     config: AdmissionConfig,
     sockets: Arc<Semaphore>,
-    places: Mutex<Counters>,
+    counters: Mutex<Counters>,
     refused: Family<RefusedLabel, Counter>,
 }
 
@@ -82,93 +84,93 @@ struct Counters {
     clients: usize,
     by_ip: HashMap<Network, usize>,
     by_user: HashMap<Arc<str>, usize>,
-    arrivals: LruCache<Network, Allowance>,
+    arrival_rates: LruCache<Network, Allowance>,
 }
 
 impl AdmissionControl {
-    /// A gate nobody came through yet. `refused` counts those who may not.
+    /// With all counters at zero. `refused` is the metric that counts refusals.
     pub fn new(config: AdmissionConfig, refused: Family<RefusedLabel, Counter>) -> Self {
         let sockets = match config.sockets {
             0 => Semaphore::MAX_PERMITS,
             sockets => sockets.min(Semaphore::MAX_PERMITS),
         };
-        let places = Counters {
+        let counters = Counters {
             clients: 0,
             by_ip: HashMap::new(),
             by_user: HashMap::new(),
-            arrivals: LruCache::unbounded(),
+            arrival_rates: LruCache::unbounded(),
         };
         let sockets = Arc::new(Semaphore::new(sockets));
-        Self { config, sockets, places: Mutex::new(places), refused }
+        Self { config, sockets, counters: Mutex::new(counters), refused }
     }
 
-    /// A place for a socket that is no client yet.
-    pub fn socket(&self) -> Option<SocketPlace> {
-        let place = Arc::clone(&self.sockets).try_acquire_owned().ok();
-        if place.is_none() {
-            self.count(Reason::Sockets);
+    /// Admits an accepted socket; none beyond `sockets`.
+    pub fn admit_socket(&self) -> Option<SocketPermit> {
+        let permit = Arc::clone(&self.sockets).try_acquire_owned().ok();
+        if permit.is_none() {
+            self.count_refused(Reason::Sockets);
         }
-        place.map(SocketPlace)
+        permit.map(SocketPermit)
     }
 
-    /// Lets a client in, from this address, and of this user where one is known.
+    /// Admits a client from `ip`, and of `user` if it is known already.
     ///
     /// # Errors
-    /// Says which limit it is and when to come back.
+    /// Names the limit that is reached and when to retry.
     pub fn admit(
         self: &Arc<Self>,
         ip: IpAddr,
         user: Option<Arc<str>>,
-    ) -> Result<Admission, Refusal> {
+    ) -> Result<ClientPermit, Refusal> {
         let network = Network::of(ip);
-        let entered = self.places.lock().enter(&self.config, network, user.as_ref());
-        if let Err(reason) = entered {
-            self.count(reason);
+        let admitted = self.counters.lock().admit(&self.config, network, user.as_ref());
+        if let Err(reason) = admitted {
+            self.count_refused(reason);
             return Err(Refusal::new(reason));
         }
-        Ok(Admission { admission: Arc::clone(self), network, user })
+        Ok(ClientPermit { admission: Arc::clone(self), network, user })
     }
 
-    /// Lets one of the gateway's own sessions in: only the node's limit counts.
+    /// Admits a validation session of the gateway itself, which only `clients` limits.
     ///
     /// # Errors
-    /// When the node is full.
-    pub(super) fn admit_own(self: &Arc<Self>) -> Result<Admission, Refusal> {
-        let own =
+    /// When `clients` is reached.
+    pub(super) fn admit_internal(self: &Arc<Self>) -> Result<ClientPermit, Refusal> {
+        let config =
             AdmissionConfig { clients_per_ip: 0, arrivals_per_second: 0, ..self.config.clone() };
-        let network = Network::of(OWN.into());
-        if let Err(reason) = self.places.lock().enter(&own, network, None) {
-            self.count(reason);
+        let network = Network::of(INTERNAL_NETWORK.into());
+        if let Err(reason) = self.counters.lock().admit(&config, network, None) {
+            self.count_refused(reason);
             return Err(Refusal::new(reason));
         }
-        Ok(Admission { admission: Arc::clone(self), network, user: None })
+        Ok(ClientPermit { admission: Arc::clone(self), network, user: None })
     }
 
-    /// Counts somebody who may not come in.
-    pub(super) fn count(&self, reason: Reason) {
+    /// Counts a refusal in `crossfade_refused_total`.
+    pub(super) fn count_refused(&self, reason: Reason) {
         self.refused.get_or_create(&RefusedLabel { reason: reason.as_str() }).inc();
     }
 }
 
 impl Counters {
-    fn enter(
+    fn admit(
         &mut self,
         config: &AdmissionConfig,
         network: Network,
         user: Option<&Arc<str>>,
     ) -> Result<(), Reason> {
-        if config.arrivals_per_second != 0 && !self.arrives(config, network) {
-            return Err(Reason::Rate);
+        if config.arrivals_per_second != 0 && !self.arrival_allowed(config, network) {
+            return Err(Reason::ArrivalsPerSecond);
         }
-        if full(config.clients, self.clients) {
-            return Err(Reason::Node);
+        if reached(config.clients, self.clients) {
+            return Err(Reason::Clients);
         }
-        if full(config.clients_per_ip, self.by_ip.get(&network).copied().unwrap_or(0)) {
-            return Err(Reason::Ip);
+        if reached(config.clients_per_ip, self.by_ip.get(&network).copied().unwrap_or(0)) {
+            return Err(Reason::ClientsPerIp);
         }
-        let of_user = user.and_then(|user| self.by_user.get(user)).copied().unwrap_or(0);
-        if full(config.clients_per_user, of_user) {
-            return Err(Reason::User);
+        let user_count = user.and_then(|user| self.by_user.get(user)).copied().unwrap_or(0);
+        if reached(config.clients_per_user, user_count) {
+            return Err(Reason::ClientsPerUser);
         }
         self.clients += 1;
         if config.clients_per_ip != 0 {
@@ -180,43 +182,43 @@ impl Counters {
         Ok(())
     }
 
-    fn enter_user(&mut self, config: &AdmissionConfig, user: &Arc<str>) -> Result<(), Reason> {
+    fn admit_user(&mut self, config: &AdmissionConfig, user: &Arc<str>) -> Result<(), Reason> {
         if config.clients_per_user == 0 {
             return Ok(());
         }
         let count = self.by_user.entry(Arc::clone(user)).or_default();
-        if full(config.clients_per_user, *count) {
-            return Err(Reason::User);
+        if reached(config.clients_per_user, *count) {
+            return Err(Reason::ClientsPerUser);
         }
         *count += 1;
         Ok(())
     }
 
-    fn arrives(&mut self, config: &AdmissionConfig, network: Network) -> bool {
+    fn arrival_allowed(&mut self, config: &AdmissionConfig, network: Network) -> bool {
         let now = Instant::now();
-        let allowance = self.arrivals.get_or_insert_mut(network, || Allowance::full(now));
-        let arrives = allowance.take(now, config.arrivals_per_second, config.arrivals_burst);
-        if ADDRESSES < self.arrivals.len() {
-            self.arrivals.pop_lru();
+        let allowance = self.arrival_rates.get_or_insert_mut(network, || Allowance::full(now));
+        let allowed = allowance.take(now, config.arrivals_per_second, config.arrivals_burst);
+        if MAX_TRACKED_NETWORKS < self.arrival_rates.len() {
+            self.arrival_rates.pop_lru();
         }
-        arrives
+        allowed
     }
 
-    fn leave(&mut self, network: Network, user: Option<Arc<str>>) {
+    fn release(&mut self, network: Network, user: Option<Arc<str>>) {
         self.clients -= 1;
-        decrease(&mut self.by_ip, network);
+        decrement(&mut self.by_ip, network);
         if let Some(user) = user {
-            decrease(&mut self.by_user, user);
+            decrement(&mut self.by_user, user);
         }
     }
 }
 
-fn full(limit: usize, taken: usize) -> bool {
-    limit != 0 && limit <= taken
+fn reached(limit: usize, count: usize) -> bool {
+    limit != 0 && limit <= count
 }
 
-/// Nothing is kept of who has left.
-fn decrease<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
+/// Decrements a count and removes it at zero.
+fn decrement<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
     if let Entry::Occupied(mut count) = counts.entry(key) {
         *count.get_mut() -= 1;
         if *count.get() == 0 {
@@ -225,7 +227,7 @@ fn decrease<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
     }
 }
 
-/// An address, as far as it stands for somebody: whoever has an IPv6 address has its whole /64.
+/// What counts as one client address: an IPv4 address, or the /64 network of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Network(IpAddr);
 
@@ -238,99 +240,100 @@ impl Network {
     }
 }
 
-/// A client's place, given back when dropped.
+/// An admitted client; decrements the counters on drop.
 #[derive(Debug)]
-pub struct Admission {
+pub struct ClientPermit {
     admission: Arc<AdmissionControl>,
     network: Network,
     user: Option<Arc<str>>,
 }
 
-impl AdmissionPermit for Admission {
+impl AdmissionPermit for ClientPermit {
     fn admit_user(&mut self, user: &UserId) -> bool {
         if self.user.is_some() {
             return true;
         }
         let user: Arc<str> = user.as_str().into();
-        let admitted = self.admission.places.lock().enter_user(&self.admission.config, &user);
+        let admitted = self.admission.counters.lock().admit_user(&self.admission.config, &user);
         match admitted {
             Ok(()) => self.user = Some(user),
-            Err(reason) => self.admission.count(reason),
+            Err(reason) => self.admission.count_refused(reason),
         }
         admitted.is_ok()
     }
 }
 
-impl Drop for Admission {
+impl Drop for ClientPermit {
     fn drop(&mut self) {
-        self.admission.places.lock().leave(self.network, self.user.take());
+        self.admission.counters.lock().release(self.network, self.user.take());
     }
 }
 
-/// A socket's place, given back when dropped or when it has become a client's.
+/// An admitted socket; counts against `sockets` until it is dropped.
 #[derive(Debug)]
-pub struct SocketPlace(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+pub struct SocketPermit(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
-/// Why somebody may not come in.
+/// Why a socket, client or page is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
     Sockets,
-    Node,
-    Ip,
-    User,
-    Rate,
+    Clients,
+    ClientsPerIp,
+    ClientsPerUser,
+    ArrivalsPerSecond,
     Origin,
-    Keys,
-    Upstream,
+    KeysUnavailable,
+    UpstreamUnavailable,
 }
 
 impl Reason {
-    /// As metrics name it.
+    /// The label in `crossfade_refused_total`: for a limit, its key in `[server.limits]`.
     const fn as_str(self) -> &'static str {
         match self {
             Self::Sockets => "sockets",
-            Self::Node => "node",
-            Self::Ip => "ip",
-            Self::User => "user",
-            Self::Rate => "rate",
+            Self::Clients => "clients",
+            Self::ClientsPerIp => "clients_per_ip",
+            Self::ClientsPerUser => "clients_per_user",
+            Self::ArrivalsPerSecond => "arrivals_per_second",
             Self::Origin => "origin",
-            Self::Keys => "keys",
-            Self::Upstream => "upstream",
+            Self::KeysUnavailable => "keys_unavailable",
+            Self::UpstreamUnavailable => "upstream_unavailable",
         }
     }
 }
 
-/// What a client is told that may come back later.
+/// The response to a client that is refused for now: why, and when to retry.
 #[derive(Debug)]
 pub struct Refusal {
     reason: Reason,
-    after: Duration,
+    retry_after: Duration,
 }
 
-/// A refused client comes back after this time, or up to twice as much: not all at once.
-const COME_BACK_MS: u64 = 5000;
+/// Shortest retry delay of a refused client. The actual delay is random, up to twice as long, so that
+/// not all come back at once.
+const RETRY_AFTER_MS: u64 = 5000;
 
 impl Refusal {
     fn new(reason: Reason) -> Self {
-        let after = rand::rng().random_range(COME_BACK_MS..=2 * COME_BACK_MS);
-        Self { reason, after: Duration::from_millis(after) }
+        let retry_after = rand::rng().random_range(RETRY_AFTER_MS..=2 * RETRY_AFTER_MS);
+        Self { reason, retry_after: Duration::from_millis(retry_after) }
     }
 
-    /// While nobody's token can be verified.
-    pub(super) fn without_keys() -> Self {
-        Self::new(Reason::Keys)
+    /// Tokens cannot be verified, as the keys of `auth.jwks` were not fetched yet.
+    pub(super) fn keys_unavailable() -> Self {
+        Self::new(Reason::KeysUnavailable)
     }
 
-    /// While the old server, whose stream it would be, gives no answer.
-    pub(super) fn without_upstream() -> Self {
-        Self::new(Reason::Upstream)
+    /// The legacy upstream, which would serve the stream, does not respond.
+    pub(super) fn upstream_unavailable() -> Self {
+        Self::new(Reason::UpstreamUnavailable)
     }
 
-    /// For a stream: an EventSource gives up for good on any status but 200, so it gets a stream
-    /// that says when to come back and ends.
+    /// The response for an SSE client. An EventSource never reconnects after a status other than 200,
+    /// so it gets a stream with one goodbye frame that says when to reconnect.
     pub(super) fn into_stream(self) -> Response {
-        let after = u64::try_from(self.after.as_millis()).unwrap_or(u64::MAX);
-        let goodbye = ServerFrame::goodbye(CloseCode::TryLater, after);
+        let retry_after_ms = u64::try_from(self.retry_after.as_millis()).unwrap_or(u64::MAX);
+        let goodbye = ServerFrame::goodbye(CloseCode::TryLater, retry_after_ms);
         let body = sse::ENVELOPE.codec.frame(&goodbye);
         let headers = [
             (header::CONTENT_TYPE, "text/event-stream"),
@@ -341,13 +344,26 @@ impl Refusal {
 
     fn error(&self) -> ApiError {
         let (code, message) = match self.reason {
-            Reason::Ip => (ErrorCode::LimitExceeded, "your address has too many clients here"),
-            Reason::User => (ErrorCode::LimitExceeded, "you have too many clients here"),
-            Reason::Rate => (ErrorCode::LimitExceeded, "your address opens clients too fast"),
-            Reason::Keys => (ErrorCode::Unavailable, "tokens cannot be verified now"),
-            Reason::Upstream => (ErrorCode::BadGateway, "the old server gives no answer"),
-            Reason::Node | Reason::Sockets | Reason::Origin => {
-                (ErrorCode::NodeFull, "this node has as many clients as it may")
+            Reason::ClientsPerIp => (
+                ErrorCode::LimitExceeded,
+                "too many clients from this address: server.limits.clients_per_ip",
+            ),
+            Reason::ClientsPerUser => (
+                ErrorCode::LimitExceeded,
+                "too many clients of this user: server.limits.clients_per_user",
+            ),
+            Reason::ArrivalsPerSecond => (
+                ErrorCode::LimitExceeded,
+                "new clients from this address too fast: server.limits.arrivals_per_second",
+            ),
+            Reason::KeysUnavailable => {
+                (ErrorCode::Unavailable, "tokens cannot be verified: no keys from auth.jwks yet")
+            }
+            Reason::UpstreamUnavailable => {
+                (ErrorCode::BadGateway, "the legacy upstream does not respond")
+            }
+            Reason::Clients | Reason::Sockets | Reason::Origin => {
+                (ErrorCode::NodeFull, "this node has reached server.limits.clients")
             }
         };
         ApiError::new(code, message)
@@ -357,8 +373,8 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = self.error().into_response();
-        let after = HeaderValue::from(self.after.as_secs() + 1);
-        response.headers_mut().insert(header::RETRY_AFTER, after);
+        let retry_after = HeaderValue::from(self.retry_after.as_secs() + 1);
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after);
         response
     }
 }
@@ -388,66 +404,66 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_given_back_when_its_client_leaves() {
+    fn a_dropped_permit_decrements_the_counters() {
         let admission = admission(AdmissionConfig { clients: 2, clients_per_ip: 1, ..zero() });
-        let one = admission.admit(ip("1.1.1.1"), None).unwrap();
-        assert_eq!(refused(&admission, "1.1.1.1", None), Some(Reason::Ip));
-        let _two = admission.admit(ip("2.2.2.2"), None).unwrap();
-        assert_eq!(refused(&admission, "3.3.3.3", None), Some(Reason::Node));
-        drop(one);
+        let first = admission.admit(ip("1.1.1.1"), None).unwrap();
+        assert_eq!(refused(&admission, "1.1.1.1", None), Some(Reason::ClientsPerIp));
+        let _second = admission.admit(ip("2.2.2.2"), None).unwrap();
+        assert_eq!(refused(&admission, "3.3.3.3", None), Some(Reason::Clients));
+        drop(first);
         assert_eq!(refused(&admission, "1.1.1.1", None), None);
-        assert_eq!(admission.places.lock().by_ip.len(), 1, "who has left is not remembered");
-        assert_eq!(admission.places.lock().clients, 1);
+        assert_eq!(admission.counters.lock().by_ip.len(), 1, "counts at zero are removed");
+        assert_eq!(admission.counters.lock().clients, 1);
     }
 
     #[test]
-    fn a_user_is_counted_over_all_addresses() {
+    fn clients_per_user_counts_all_addresses() {
         let admission = admission(AdmissionConfig { clients_per_user: 1, ..zero() });
         let ada = admission.admit(ip("1.1.1.1"), Some("ada".into())).unwrap();
-        assert_eq!(refused(&admission, "2.2.2.2", Some("ada")), Some(Reason::User));
+        assert_eq!(refused(&admission, "2.2.2.2", Some("ada")), Some(Reason::ClientsPerUser));
         assert_eq!(refused(&admission, "2.2.2.2", Some("bob")), None);
         assert_eq!(refused(&admission, "2.2.2.2", None), None);
         drop(ada);
         assert_eq!(refused(&admission, "2.2.2.2", Some("ada")), None);
-        assert!(admission.places.lock().by_user.is_empty());
+        assert!(admission.counters.lock().by_user.is_empty());
     }
 
     #[test]
-    fn an_address_stands_for_its_network() {
+    fn an_ipv6_address_counts_as_its_network() {
         let admission = admission(AdmissionConfig { clients_per_ip: 1, ..zero() });
         let _v6 = admission.admit(ip("2001:db8:1:2::1"), None).unwrap();
         let _v4 = admission.admit(ip("1.1.1.1"), None).unwrap();
-        assert_eq!(refused(&admission, "2001:db8:1:2:ffff::9", None), Some(Reason::Ip));
+        assert_eq!(refused(&admission, "2001:db8:1:2:ffff::9", None), Some(Reason::ClientsPerIp));
         assert_eq!(refused(&admission, "2001:db8:1:3::1", None), None);
-        assert_eq!(refused(&admission, "::ffff:1.1.1.1", None), Some(Reason::Ip));
+        assert_eq!(refused(&admission, "::ffff:1.1.1.1", None), Some(Reason::ClientsPerIp));
     }
 
     #[test]
-    fn who_comes_too_fast_is_refused_and_others_are_not() {
+    fn arrivals_per_second_limits_one_address() {
         let admission =
             admission(AdmissionConfig { arrivals_per_second: 1, arrivals_burst: 2, ..zero() });
         assert_eq!(refused(&admission, "1.1.1.1", None), None);
         assert_eq!(refused(&admission, "1.1.1.1", None), None);
-        assert_eq!(refused(&admission, "1.1.1.1", None), Some(Reason::Rate));
+        assert_eq!(refused(&admission, "1.1.1.1", None), Some(Reason::ArrivalsPerSecond));
         assert_eq!(refused(&admission, "2.2.2.2", None), None);
     }
 
     #[test]
-    fn rates_are_remembered_of_so_many_addresses_only() {
+    fn a_limited_number_of_networks_is_tracked() {
         let admission =
             admission(AdmissionConfig { arrivals_per_second: 1, arrivals_burst: 2, ..zero() });
-        for n in 0..u32::try_from(ADDRESSES).unwrap() + 100 {
+        for n in 0..u32::try_from(MAX_TRACKED_NETWORKS).unwrap() + 100 {
             assert!(admission.admit(IpAddr::V4(n.into()), None).is_ok());
         }
-        assert_eq!(admission.places.lock().arrivals.len(), ADDRESSES);
+        assert_eq!(admission.counters.lock().arrival_rates.len(), MAX_TRACKED_NETWORKS);
     }
 
     #[test]
-    fn sockets_are_counted_apart() {
+    fn sockets_are_counted_separately_from_clients() {
         let admission = admission(AdmissionConfig { sockets: 1, ..zero() });
-        let place = admission.socket().unwrap();
-        assert!(admission.socket().is_none());
-        drop(place);
-        assert!(admission.socket().is_some());
+        let permit = admission.admit_socket().unwrap();
+        assert!(admission.admit_socket().is_none());
+        drop(permit);
+        assert!(admission.admit_socket().is_some());
     }
 }

@@ -30,7 +30,7 @@ pub(super) async fn list(
     headers: HeaderMap,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let mut alerts = app.alerts.list().await?;
     alerts.retain(|alert| {

@@ -1,4 +1,8 @@
-//! Who a request comes from: the token or key it carries.
+//! Authentication and authorization of requests: bearer tokens and API keys in the `Authorization`
+//! header, or `?token=` for clients that cannot set headers.
+//!
+//! `auth` verifies tokens and decides permissions; here their results become API errors and are counted
+//! in `crossfade_refused_total`.
 
 use std::sync::Arc;
 
@@ -11,15 +15,19 @@ use crate::{
 };
 
 impl AppState {
-    /// Who calls: by the token or key in `Authorization`, or nobody in particular where that is
-    /// enough.
-    pub(super) async fn caller(&self, headers: &HeaderMap) -> Result<Arc<Identity>, ApiError> {
-        self.required(self.identify(headers, None).await?)
+    /// The identity of an API caller, from the `Authorization` header; the anonymous identity where
+    /// `auth.anonymous` allows it.
+    ///
+    /// # Errors
+    /// 401 without a valid token or API key.
+    pub(super) async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Identity>, ApiError> {
+        self.require_identity(self.identify(headers, None).await?)
     }
 
-    /// Who comes as a client: browsers cannot set headers, so `?token=` counts too. None where
-    /// nothing is said and that is not enough.
-    pub(super) async fn client(
+    /// The identity of a client, from the `Authorization` header or `?token=`, as browsers cannot set
+    /// headers on a WebSocket or an EventSource. None without a token where anonymous clients are not
+    /// allowed: a WebSocket client can still send one in its first frame.
+    pub(super) async fn client_identity(
         &self,
         headers: &HeaderMap,
         uri: &Uri,
@@ -27,26 +35,28 @@ impl AppState {
         self.identify(headers, uri.query()).await
     }
 
-    /// Who comes, as far as the gateway can tell. Refuses nobody and counts nothing: whoever serves
-    /// the request does that.
-    pub(super) async fn known(&self, headers: &HeaderMap, uri: &Uri) -> Option<Arc<Identity>> {
-        let presented = presented(headers, uri.query())?;
-        self.connections.auth.identify(&presented).await.ok()
+    /// The identity of a request with a valid token, else none. Refuses and counts nothing: for
+    /// requests that the legacy upstream authenticates.
+    pub(super) async fn try_identify(&self, headers: &HeaderMap, uri: &Uri) -> Option<Arc<Identity>> {
+        let credential = credential(headers, uri.query())?;
+        self.connections.auth.identify(&credential).await.ok()
     }
 
-    /// Whether it is the gateway itself that comes.
-    pub(super) fn shows_pass(&self, headers: &HeaderMap) -> bool {
-        presented(headers, None).is_some_and(|presented| self.connections.auth.is_pass(&presented))
+    /// Whether the request is from a validation session of the gateway itself.
+    pub(super) fn is_internal(&self, headers: &HeaderMap) -> bool {
+        let credential = credential(headers, None);
+        credential.is_some_and(|credential| self.connections.auth.is_pass(&credential))
     }
 
-    /// The one who calls, if it has to be somebody.
-    pub(super) fn required(
+    /// # Errors
+    /// 401 without an identity.
+    pub(super) fn require_identity(
         &self,
         identity: Option<Arc<Identity>>,
     ) -> Result<Arc<Identity>, ApiError> {
         identity.ok_or_else(|| {
-            self.connections.count_refused("nobody");
-            let message = "say who you are: Authorization: Bearer, and a token or an API key";
+            self.connections.count_refused("unauthenticated");
+            let message = "authentication required: send Authorization: Bearer with a token or an API key";
             ApiError::new(ErrorCode::Unauthorised, message)
         })
     }
@@ -56,17 +66,20 @@ impl AppState {
         headers: &HeaderMap,
         query: Option<&str>,
     ) -> Result<Option<Arc<Identity>>, TokenError> {
-        match presented(headers, query) {
+        match credential(headers, query) {
             None => Ok(self.connections.auth.anonymous()),
-            Some(presented) => {
-                let identified = self.connections.auth.identify(&presented).await;
-                identified.map(Some).inspect_err(|_| self.connections.count_refused("token"))
+            Some(credential) => {
+                let identified = self.connections.auth.identify(&credential).await;
+                identified.map(Some).inspect_err(|_| self.connections.count_refused("invalid_token"))
             }
         }
     }
 
-    /// Refuses what somebody may not do, whether the channel exists or not.
-    pub(super) fn allow(
+    /// Checks a permission on a channel. Whether the channel exists makes no difference.
+    ///
+    /// # Errors
+    /// 403 without the permission.
+    pub(super) fn authorize(
         &self,
         identity: &Identity,
         verb: Verb,
@@ -80,13 +93,16 @@ impl AppState {
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }
 
-    /// Refuses what only a service with this scope may do.
-    pub(super) fn allow_scope(&self, identity: &Identity, scope: Scope) -> Result<(), ApiError> {
+    /// Checks the scope of an API key.
+    ///
+    /// # Errors
+    /// 403 without the scope.
+    pub(super) fn require_scope(&self, identity: &Identity, scope: Scope) -> Result<(), ApiError> {
         if self.connections.auth.operates(identity, scope) {
             return Ok(());
         }
         self.connections.count_refused("forbidden");
-        let message = format!("that takes an API key with the scope {}", scope.as_str());
+        let message = format!("an API key with the scope {} is required", scope.as_str());
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }
 }
@@ -97,16 +113,16 @@ impl From<TokenError> for ApiError {
     }
 }
 
-/// What a request says of itself: the header counts more than the address.
-fn presented(headers: &HeaderMap, query: Option<&str>) -> Option<String> {
+/// The token or API key of a request; the header takes precedence over the query.
+fn credential(headers: &HeaderMap, query: Option<&str>) -> Option<String> {
     let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = header.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
     });
-    // Something that is no bearer token is still something: it must not pass for nothing.
-    let said = bearer.or_else(|| headers.contains_key(header::AUTHORIZATION).then(String::new));
-    said.or_else(|| {
+    // A header with another scheme is an invalid credential, not an anonymous request.
+    let from_header = bearer.or_else(|| headers.contains_key(header::AUTHORIZATION).then(String::new));
+    from_header.or_else(|| {
         let mut pairs = form_urlencoded::parse(query?.as_bytes());
         pairs.find(|(key, _)| key == "token").map(|(_, token)| token.into_owned())
     })
@@ -119,16 +135,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_counts_more_than_the_address() {
+    fn the_header_takes_precedence_over_the_query() {
         let with = |value: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
             headers
         };
         let query = Some("channel=a&token=q%2B1");
-        assert_eq!(presented(&HeaderMap::new(), query).as_deref(), Some("q+1"));
-        assert_eq!(presented(&with("bearer  abc"), query).as_deref(), Some("abc"));
-        assert_eq!(presented(&with("Basic abc"), query).as_deref(), Some(""));
-        assert_eq!(presented(&HeaderMap::new(), Some("a=b")), None);
+        assert_eq!(credential(&HeaderMap::new(), query).as_deref(), Some("q+1"));
+        assert_eq!(credential(&with("bearer  abc"), query).as_deref(), Some("abc"));
+        assert_eq!(credential(&with("Basic abc"), query).as_deref(), Some(""));
+        assert_eq!(credential(&HeaderMap::new(), Some("a=b")), None);
     }
 }

@@ -51,7 +51,7 @@ pub(super) async fn list(
     headers: HeaderMap,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<List>, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let limit = query.limit.unwrap_or(100).clamp(1, LIST_MAX);
     let prefix = query.prefix.unwrap_or_default();
@@ -89,7 +89,7 @@ pub(super) async fn history(
     let Path(channel) = path?;
     let channel: Channel =
         channel.parse().map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?;
-    app.allow(&*app.caller(&headers).await?, Verb::History, &channel)?;
+    app.authorize(&*app.authenticate(&headers).await?, Verb::History, &channel)?;
     let since: Option<Position> = query
         .since
         .map(|since| since.parse())

@@ -31,7 +31,7 @@ pub(super) async fn now(
     State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Admin)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Admin)?;
     let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     Ok((no_store, Json(shown(&app).await)).into_response())
 }
@@ -41,7 +41,7 @@ pub(super) async fn live(
     State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Admin)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Admin)?;
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stopping = app.draining.clone();

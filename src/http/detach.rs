@@ -1,8 +1,9 @@
-//! A socket lent to the HTTP stack, which can be taken back.
+//! Detaching sockets from the HTTP stack (hyper), so that a long-lived client does not keep the
+//! stack's buffers: 20 KB for an SSE stream.
 //!
-//! The HTTP stack reads heads and routes them; a client that stays must not keep the stack's
-//! buffers with it, 20 KB a piece. An SSE response cannot leave the stack by any upgrade, so the
-//! stack gets the socket only on loan: after [`DetachableSocket::take`] it sees the end of the stream and goes.
+//! A WebSocket leaves hyper by an upgrade; an SSE response has no such exit. So hyper gets every socket
+//! as a [`DetachableSocket`]: after [`DetachableSocket::detach`] hyper reads the end of the stream and
+//! finishes, while the caller owns the real socket.
 
 use std::{
     io,
@@ -18,74 +19,81 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{admission::SocketPlace, idle_timeout::ActivityClock};
+use super::{admission::SocketPermit, idle_timeout::ActivityClock};
 use crate::{
     connection::socket::{Pipe, Socket},
     lifecycle::Stage,
 };
 
-/// A socket on loan.
+/// A handle to a socket that hyper and the handlers of its requests share.
 #[derive(Clone, Debug)]
 pub(super) struct DetachableSocket(Arc<SharedSocket>);
 
 #[derive(Debug)]
 struct SharedSocket {
-    wire: Mutex<Option<Wire>>,
-    place: Mutex<Option<SocketPlace>>,
-    /// Wakes the HTTP stack where it waits for bytes: nothing else would once the socket is taken.
+    /// None once the socket is detached.
+    stream: Mutex<Option<ServerStream>>,
+    /// Counts against `server.limits.sockets` until the socket carries a client.
+    permit: Mutex<Option<SocketPermit>>,
+    /// Wakes hyper where it waits for bytes, so that it notices that the socket was detached.
     reader: Mutex<Option<Waker>>,
-    pulse: Arc<ActivityClock>,
+    activity: Arc<ActivityClock>,
 }
 
-/// What it is that is lent.
+/// An accepted socket, with or without TLS.
 #[derive(Debug)]
-pub(super) enum Wire {
-    /// Bytes go out as they are written.
+pub(super) enum ServerStream {
     Plain(TcpStream),
-    /// Bytes are encrypted on the way.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl DetachableSocket {
-    pub(super) fn new(wire: Wire, place: SocketPlace, pulse: Arc<ActivityClock>) -> Self {
-        let (wire, place) = (Mutex::new(Some(wire)), Mutex::new(Some(place)));
-        Self(Arc::new(SharedSocket { wire, place, reader: Mutex::new(None), pulse }))
+    pub(super) fn new(
+        stream: ServerStream,
+        permit: SocketPermit,
+        activity: Arc<ActivityClock>,
+    ) -> Self {
+        let (stream, permit) = (Mutex::new(Some(stream)), Mutex::new(Some(permit)));
+        Self(Arc::new(SharedSocket { stream, permit, reader: Mutex::new(None), activity }))
     }
 
-    /// The socket carries a client from now on, which is counted elsewhere.
-    pub(super) fn carries_a_client(&self) {
-        drop(self.0.place.lock().take());
+    /// Stops counting against `server.limits.sockets`, as the client on the socket has a
+    /// [`ClientPermit`](super::admission::ClientPermit).
+    pub(super) fn release_socket_permit(&self) {
+        drop(self.0.permit.lock().take());
     }
 
-    /// Takes the socket back, if nobody did before. What has to be carried is carried in `stage`.
-    pub(super) fn take(&self, stage: &Stage) -> Option<Socket> {
-        let wire = self.0.wire.lock().take()?;
-        self.carries_a_client();
+    /// Detaches the socket from hyper; none if it was detached before. A TLS stream is pumped by a
+    /// task in `stage`.
+    pub(super) fn detach(&self, stage: &Stage) -> Option<Socket> {
+        let stream = self.0.stream.lock().take()?;
+        self.release_socket_permit();
         if let Some(reader) = self.0.reader.lock().take() {
             reader.wake();
         }
-        match wire {
-            // Registered anew: the old registration would keep the HTTP stack's task alive.
-            Wire::Plain(stream) => {
+        match stream {
+            // Registered anew with the reactor: the old registration keeps hyper's task alive.
+            ServerStream::Plain(stream) => {
                 TcpStream::from_std(stream.into_std().ok()?).ok().map(Socket::Tcp)
             }
-            Wire::Tls(stream) => {
+            ServerStream::Tls(stream) => {
                 let pipe = Arc::new(Pipe::default());
-                let carrier = Arc::clone(&pipe);
-                stage.spawn_client(async move { carrier.carry(stream).await });
+                let tls_end = Arc::clone(&pipe);
+                stage.spawn_client(async move { tls_end.carry(stream).await });
                 Some(Socket::Pipe(pipe))
             }
         }
     }
 
-    fn with<T>(
+    /// Polls the stream; once it is detached, returns `detached`.
+    fn poll_stream<T>(
         &self,
-        poll: impl FnOnce(&mut Wire) -> Poll<io::Result<T>>,
-        after_taking: T,
+        poll: impl FnOnce(&mut ServerStream) -> Poll<io::Result<T>>,
+        detached: T,
     ) -> Poll<io::Result<T>> {
-        match &mut *self.0.wire.lock() {
-            Some(wire) => poll(wire),
-            None => Poll::Ready(Ok(after_taking)),
+        match &mut *self.0.stream.lock() {
+            Some(stream) => poll(stream),
+            None => Poll::Ready(Ok(detached)),
         }
     }
 }
@@ -96,15 +104,15 @@ impl AsyncRead for DetachableSocket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let polled = self.with(
-            |wire| match wire {
-                Wire::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-                Wire::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        let polled = self.poll_stream(
+            |stream| match stream {
+                ServerStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+                ServerStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             },
             (),
         );
         if polled.is_ready() {
-            self.0.pulse.heard();
+            self.0.activity.received();
         } else {
             *self.0.reader.lock() = Some(cx.waker().clone());
         }
@@ -118,34 +126,34 @@ impl AsyncWrite for DetachableSocket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = self.with(
-            |wire| match wire {
-                Wire::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-                Wire::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        let polled = self.poll_stream(
+            |stream| match stream {
+                ServerStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+                ServerStream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             },
             buf.len(),
         );
         if polled.is_ready() {
-            self.0.pulse.wrote();
+            self.0.activity.sent();
         }
         polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(
-            |wire| match wire {
-                Wire::Plain(stream) => Pin::new(stream).poll_flush(cx),
-                Wire::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        self.poll_stream(
+            |stream| match stream {
+                ServerStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+                ServerStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
             },
             (),
         )
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = self.with(
-            |wire| match wire {
-                Wire::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-                Wire::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        let polled = self.poll_stream(
+            |stream| match stream {
+                ServerStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+                ServerStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             },
             (),
         );
@@ -177,27 +185,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_bytes_is_woken_to_see_the_end_when_the_socket_is_taken() {
+    async fn a_pending_read_is_woken_and_ends_when_the_socket_is_detached() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let admission = AdmissionControl::new(
             AdmissionConfig { sockets: 1, ..AdmissionConfig::default() },
             Family::default(),
         );
-        let pulse = Arc::new(ActivityClock::new(Duration::from_secs(1), Duration::from_secs(1)));
-        let mut lend =
-            DetachableSocket::new(Wire::Plain(stream), admission.socket().unwrap(), pulse);
+        let activity = Arc::new(ActivityClock::new(Duration::from_secs(1), Duration::from_secs(1)));
+        let permit = admission.admit_socket().unwrap();
+        let mut socket =
+            DetachableSocket::new(ServerStream::Plain(stream), permit, activity);
         let woken = Arc::new(Woken::default());
         let waker = Arc::clone(&woken).into();
         let mut byte = [0];
-        let mut read = |lend: &mut DetachableSocket| {
-            let mut into = ReadBuf::new(&mut byte);
-            Pin::new(lend).poll_read(&mut Context::from_waker(&waker), &mut into).map(drop)
+        let mut read = |socket: &mut DetachableSocket| {
+            let mut buf = ReadBuf::new(&mut byte);
+            Pin::new(socket).poll_read(&mut Context::from_waker(&waker), &mut buf).map(drop)
         };
-        assert!(read(&mut lend).is_pending());
-        let taken = lend.take(&Stage::default());
-        assert!(taken.is_some() && woken.0.load(Ordering::Relaxed));
-        assert!(read(&mut lend).is_ready());
-        assert!(admission.socket().is_some(), "a client's socket has no place among the others");
+        assert!(read(&mut socket).is_pending());
+        let detached = socket.detach(&Stage::default());
+        assert!(detached.is_some() && woken.0.load(Ordering::Relaxed));
+        assert!(read(&mut socket).is_ready());
+        assert!(admission.admit_socket().is_some(), "a client's socket does not count");
     }
 }

@@ -19,7 +19,7 @@ use super::{
     detach::DetachableSocket,
     error::ApiError,
     legacy::{IssuedCookie, LegacyRequest},
-    origin::Allowed,
+    origin::AllowedOrigin,
 };
 use crate::{
     auth::{TokenError, Verb},
@@ -55,14 +55,14 @@ pub(super) async fn open(
     if let Some(LegacyRequest(unit)) = request.extensions().get::<LegacyRequest>() {
         stream.about = About { client: None, unit: Some(unit.clone()), legacy_address: true };
     }
-    let identity = match app.client(request.headers(), request.uri()).await {
-        Err(TokenError::KeysUnavailable) => return Ok(Refusal::without_keys().into_stream()),
-        identity => app.required(identity?)?,
+    let identity = match app.client_identity(request.headers(), request.uri()).await {
+        Err(TokenError::KeysUnavailable) => return Ok(Refusal::keys_unavailable().into_stream()),
+        identity => app.require_identity(identity?)?,
     };
     for (channel, _) in &stream.channels {
-        app.allow(&identity, Verb::Subscribe, channel)?;
+        app.authorize(&identity, Verb::Subscribe, channel)?;
         if stream.presence {
-            app.allow(&identity, Verb::Presence, channel)?;
+            app.authorize(&identity, Verb::Presence, channel)?;
         }
     }
     let permit = match app.admit(&request, identity.own) {
@@ -76,23 +76,23 @@ pub(super) async fn open(
         Connection::open(connections, (socket, &[]), conversation, opening, accepted)
     };
     if request.version() == Version::HTTP_2 {
-        detachable.carries_a_client();
+        detachable.release_socket_permit();
         return Ok(http2_stream(&app, connect));
     }
-    if let Some(socket) = detachable.take(&app.client_tasks) {
+    if let Some(socket) = detachable.detach(&app.client_tasks) {
         let mut connection = connect(socket);
-        let (page, issued) = (request.extensions().get(), request.extensions().get());
-        connection.write_first(head(page, issued));
+        let (origin, cookie) = (request.extensions().get(), request.extensions().get());
+        connection.write_first(head(origin, cookie));
         run(&app, connection);
     }
-    // Goes nowhere: the HTTP stack has no socket any more and ends.
+    // Never written: the HTTP stack has no socket any more and ends.
     Ok(StatusCode::OK.into_response())
 }
 
-fn head(page: Option<&Allowed>, issued: Option<&IssuedCookie>) -> Bytes {
-    let page = page.map(Allowed::head_lines).unwrap_or_default();
-    let issued = issued.map(IssuedCookie::head_line).unwrap_or_default();
-    format!("{HEAD}{page}{issued}\r\n").into()
+fn head(origin: Option<&AllowedOrigin>, cookie: Option<&IssuedCookie>) -> Bytes {
+    let origin = origin.map(AllowedOrigin::head_lines).unwrap_or_default();
+    let cookie = cookie.map(IssuedCookie::head_line).unwrap_or_default();
+    format!("{HEAD}{origin}{cookie}\r\n").into()
 }
 
 /// On HTTP/2 the connection is shared with other requests, so the HTTP stack keeps it.

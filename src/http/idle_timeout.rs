@@ -1,8 +1,9 @@
-//! How long a socket may keep the HTTP stack waiting: until its first request, within a head, and
-//! between two requests.
+//! Timeouts of a socket in the HTTP stack: `server.header_timeout` while a request head is awaited,
+//! `server.idle_timeout` between requests.
 //!
-//! The stack itself watches heads only once it knows the protocol. Nothing here knows what the bytes
-//! mean: it is told when some came, when a request begins and when its answer is out.
+//! hyper's own header timeout starts only once the protocol is known, so a socket that sends nothing
+//! would never time out. [`ActivityClock`] does not parse anything: it is notified of received and sent
+//! bytes, and of the begin and end of requests.
 
 use std::{
     pin::Pin,
@@ -22,7 +23,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// What is going on on one socket.
+/// Tracks the activity of one socket and computes when it times out.
 #[derive(Debug)]
 pub(super) struct ActivityClock {
     state: Mutex<State>,
@@ -35,32 +36,32 @@ impl ActivityClock {
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
-    /// Bytes came.
-    pub(super) fn heard(&self) {
-        if self.state.lock().heard(Instant::now()) {
+    /// Records received bytes.
+    pub(super) fn received(&self) {
+        if self.state.lock().received(Instant::now()) {
             self.changed.notify_one();
         }
     }
 
-    /// Bytes were taken: the rest of an answer that the stack had finished.
-    pub(super) fn wrote(&self) {
-        self.state.lock().wrote(Instant::now());
+    /// Records sent bytes: the rest of a response may be sent after the request has ended.
+    pub(super) fn sent(&self) {
+        self.state.lock().sent(Instant::now());
     }
 
-    /// A request's head is there. It is under way as long as the guard is held.
-    pub(super) fn begin(self: &Arc<Self>, version: Version) -> UnderWay {
-        self.state.lock().begin(version);
-        UnderWay(Arc::clone(self))
+    /// Records a complete request head. The request is in flight until the guard is dropped.
+    pub(super) fn begin_request(self: &Arc<Self>, version: Version) -> InFlight {
+        self.state.lock().begin_request(version);
+        InFlight(Arc::clone(self))
     }
 
-    /// Resolves when the socket kept us waiting for too long.
-    pub(super) async fn overdue(&self) {
+    /// Resolves when the socket has timed out.
+    pub(super) async fn timed_out(&self) {
         loop {
             let deadline = self.state.lock().deadline();
             match deadline {
                 None => self.changed.notified().await,
                 Some(deadline) if deadline <= Instant::now() => return,
-                // Either way the deadline is looked at anew: a later one needs no news.
+                // Woken or timed out: read the deadline again. It may have moved without a notification.
                 Some(deadline) => drop(timeout_at(deadline, self.changed.notified()).await),
             }
         }
@@ -73,91 +74,92 @@ struct State {
     idle_timeout: Duration,
     phase: Phase,
     since: Instant,
-    /// On HTTP/2 bytes come between requests that begin none: pings, windows.
+    /// HTTP/2: bytes between requests are pings and window updates, not the head of the next one.
     multiplexed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// A request's head is due.
-    Head,
-    /// The last answer is out, and nothing came since.
+    /// A request head is awaited.
+    AwaitingHead,
+    /// All requests have ended, and no byte was received since.
     Idle,
-    /// So many requests are under way.
-    Busy(usize),
+    /// This many requests are in flight.
+    InFlight(usize),
 }
 
 impl State {
     fn new(header_timeout: Duration, idle_timeout: Duration, since: Instant) -> Self {
-        Self { header_timeout, idle_timeout, phase: Phase::Head, since, multiplexed: false }
+        Self { header_timeout, idle_timeout, phase: Phase::AwaitingHead, since, multiplexed: false }
     }
 
-    /// Whether a rest ended by it.
-    fn heard(&mut self, now: Instant) -> bool {
-        let begins = self.phase == Phase::Idle && !self.multiplexed;
-        if begins {
-            (self.phase, self.since) = (Phase::Head, now);
+    /// Returns whether these bytes begin the head of the next request.
+    fn received(&mut self, now: Instant) -> bool {
+        let begins_head = self.phase == Phase::Idle && !self.multiplexed;
+        if begins_head {
+            (self.phase, self.since) = (Phase::AwaitingHead, now);
         }
-        begins
+        begins_head
     }
 
-    fn wrote(&mut self, now: Instant) {
-        // On HTTP/2 pings are answered however long nothing is asked for.
+    fn sent(&mut self, now: Instant) {
+        // Not on HTTP/2, where answers to pings would keep an idle connection open forever.
         if self.phase == Phase::Idle && !self.multiplexed {
             self.since = now;
         }
     }
 
-    fn begin(&mut self, version: Version) {
-        let others = if let Phase::Busy(others) = self.phase { others } else { 0 };
-        self.phase = Phase::Busy(others + 1);
+    fn begin_request(&mut self, version: Version) {
+        let others = if let Phase::InFlight(others) = self.phase { others } else { 0 };
+        self.phase = Phase::InFlight(others + 1);
         self.multiplexed = version == Version::HTTP_2;
     }
 
-    /// Whether it was the last one.
-    fn end(&mut self, now: Instant) -> bool {
+    /// Returns whether it was the last request in flight.
+    fn end_request(&mut self, now: Instant) -> bool {
         match self.phase {
-            Phase::Busy(requests) if 1 < requests => self.phase = Phase::Busy(requests - 1),
-            Phase::Busy(_) => (self.phase, self.since) = (Phase::Idle, now),
-            Phase::Head | Phase::Idle => {}
+            Phase::InFlight(requests) if 1 < requests => self.phase = Phase::InFlight(requests - 1),
+            Phase::InFlight(_) => (self.phase, self.since) = (Phase::Idle, now),
+            Phase::AwaitingHead | Phase::Idle => {}
         }
         self.phase == Phase::Idle
     }
 
     fn deadline(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Head => Some(self.since + self.header_timeout),
+            Phase::AwaitingHead => Some(self.since + self.header_timeout),
             Phase::Idle => Some(self.since + self.idle_timeout),
-            Phase::Busy(_) => None,
+            Phase::InFlight(_) => None,
         }
     }
 }
 
-/// A request that was begun and whose answer is not out yet.
+/// A request in flight; it ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct UnderWay(Arc<ActivityClock>);
+pub(super) struct InFlight(Arc<ActivityClock>);
 
-impl UnderWay {
-    /// Stays under way until the stack has the whole answer.
-    pub(super) fn until_answered(self, response: Response<Body>) -> Response<Body> {
-        response.map(|body| Body::new(Answer { body, _under_way: self }))
+impl InFlight {
+    /// Keeps the request in flight until the HTTP stack has read the whole response body.
+    pub(super) fn attach_to(self, response: Response<Body>) -> Response<Body> {
+        response.map(|body| Body::new(InFlightBody { body, _in_flight: self }))
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.0.state.lock().end(Instant::now()) {
+        if self.0.state.lock().end_request(Instant::now()) {
             self.0.changed.notify_one();
         }
     }
 }
 
-struct Answer {
+/// A response body that keeps its request in flight.
+struct InFlightBody {
     body: Body,
-    _under_way: UnderWay,
+    _in_flight: InFlight,
 }
 
-impl HttpBody for Answer {
+impl HttpBody for InFlightBody {
     type Data = <Body as HttpBody>::Data;
     type Error = <Body as HttpBody>::Error;
 
@@ -185,32 +187,32 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(75);
 
     #[test]
-    fn each_phase_has_its_own_time() {
+    fn each_phase_has_its_own_timeout() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut state = State::new(HEAD, IDLE, start);
-        state.heard(at(5));
-        assert_eq!(state.deadline(), Some(start + HEAD), "a trickle buys no time");
-        state.begin(Version::HTTP_11);
-        state.begin(Version::HTTP_11);
-        assert!(!state.end(at(10)));
+        state.received(at(5));
+        assert_eq!(state.deadline(), Some(start + HEAD), "a slow head gets no more time");
+        state.begin_request(Version::HTTP_11);
+        state.begin_request(Version::HTTP_11);
+        assert!(!state.end_request(at(10)));
         assert_eq!(state.deadline(), None);
-        assert!(state.end(at(20)));
+        assert!(state.end_request(at(20)));
         assert_eq!(state.deadline(), Some(at(20) + IDLE));
-        state.wrote(at(30));
+        state.sent(at(30));
         assert_eq!(state.deadline(), Some(at(30) + IDLE));
-        assert!(state.heard(at(40)));
-        assert!(!state.heard(at(50)));
+        assert!(state.received(at(40)));
+        assert!(!state.received(at(50)));
         assert_eq!(state.deadline(), Some(at(40) + HEAD));
     }
 
     #[test]
-    fn a_ping_between_two_requests_is_no_head() {
+    fn an_http2_ping_between_requests_is_not_a_head() {
         let start = Instant::now();
         let mut state = State::new(HEAD, IDLE, start);
-        state.begin(Version::HTTP_2);
-        state.end(start);
-        assert!(!state.heard(start + HEAD));
+        state.begin_request(Version::HTTP_2);
+        state.end_request(start);
+        assert!(!state.received(start + HEAD));
         assert_eq!(state.deadline(), Some(start + IDLE));
     }
 }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     AppState,
     accept::Peer,
-    admission::{Admission, Refusal},
+    admission::{ClientPermit, Refusal},
     detach::DetachableSocket,
     error::{self, ApiError},
     proxy,
@@ -89,13 +89,13 @@ async fn serve_route(
     mut request: Request,
     route: MatchedRoute<'_>,
 ) -> Response<Body> {
-    let identity = app.known(request.headers(), request.uri()).await;
+    let identity = app.try_identify(request.headers(), request.uri()).await;
     let new_id = client_id(request.headers()).is_none().then(Uuid::new_v4);
     let unit = unit(identity.as_deref(), request.headers(), new_id);
     let groups = identity.as_ref().map_or(&[][..], |identity| &identity.groups);
     let backend = app.legacy.backend(&unit, groups);
     let metrics = &app.connections.node.metrics().legacy;
-    metrics.sides.get_or_create(&SideLabel { side: backend.as_str() }).inc();
+    metrics.requests.get_or_create(&SideLabel { side: backend.as_str() }).inc();
     let user = identity.as_ref().and_then(|identity| identity.user.as_ref());
     let query = request.uri().query().unwrap_or_default().to_owned();
     let channels = route.channels(&query, user.map(|user| user.as_str()));
@@ -208,7 +208,7 @@ async fn proxy_request(
         Err(refusal) => return refusal.into_response(),
     };
     if let Some(socket) = &socket {
-        socket.carries_a_client();
+        socket.release_socket_permit();
     }
     let connection = ProxiedConnection::new(app, admission, guard);
     if let Some(tunnel) = proxied.tunnel {
@@ -228,12 +228,12 @@ async fn proxy_request(
 #[derive(Debug)]
 struct ProxiedConnection {
     streams: prometheus_client::metrics::gauge::Gauge,
-    _admission: Admission,
+    _admission: ClientPermit,
     _guard: Option<ProxiedStreamGuard>,
 }
 
 impl ProxiedConnection {
-    fn new(app: &AppState, admission: Admission, guard: Option<ProxiedStreamGuard>) -> Self {
+    fn new(app: &AppState, admission: ClientPermit, guard: Option<ProxiedStreamGuard>) -> Self {
         let streams = app.connections.node.metrics().legacy.streams.clone();
         streams.inc();
         Self { streams, _admission: admission, _guard: guard }
@@ -250,7 +250,7 @@ impl Drop for ProxiedConnection {
 /// than 200, so it gets a stream that ends and makes it retry.
 fn upstream_error(err: &UpstreamError, is_event_source: bool) -> Response<Body> {
     if is_event_source && !matches!(err, UpstreamError::Loop { .. }) {
-        return Refusal::without_upstream().into_stream();
+        return Refusal::upstream_unavailable().into_stream();
     }
     let code = match err {
         UpstreamError::ConnectTimeout { .. } | UpstreamError::ResponseTimeout { .. } => {
@@ -302,7 +302,7 @@ pub(super) async fn shadow_report(
     State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Json<shadow::Report>, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Admin)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Admin)?;
     Ok(Json(app.legacy.shadow().report()))
 }
 

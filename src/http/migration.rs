@@ -48,7 +48,7 @@ pub(super) async fn flags(
     State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let registry = &app.connections.rollouts.registry;
     let now = registry.now();
     let flags: Vec<_> = now.all().map(|standing| shown(standing)).collect();
@@ -67,7 +67,7 @@ pub(super) async fn flag(
     headers: HeaderMap,
     path: Named,
 ) -> Result<Json<Value>, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let component = component(path)?;
     let now = app.connections.rollouts.registry.now();
     let standing = now.get(component.as_str());
@@ -204,7 +204,7 @@ pub(super) async fn history(
     headers: HeaderMap,
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let component = query.component.as_deref().map(named).transpose()?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);

@@ -35,7 +35,7 @@ pub(super) async fn one(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    app.allow_scope(&*app.caller(request.headers()).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(request.headers()).await?, Scope::Read)?;
     let Path(key) = path?;
     let unit = match unit(&read_body(request, &app).await?) {
         Ok(unit) => unit,
@@ -59,7 +59,7 @@ pub(super) async fn all(
     State(app): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    app.allow_scope(&*app.caller(request.headers()).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(request.headers()).await?, Scope::Read)?;
     let seen = tag_of(request.headers());
     let unit = match unit(&read_body(request, &app).await?) {
         Ok(unit) => unit,

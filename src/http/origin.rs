@@ -1,7 +1,7 @@
-//! Which pages may speak to the gateway: origins, and the CORS headers that tell a browser so.
+//! Origin check and CORS: which web pages may use the gateway (`server.allowed_origins`).
 //!
-//! Only browsers send `Origin`; a request without one is nobody's page and goes through. Cookies
-//! are never asked for, so an answer needs no `Access-Control-Allow-Credentials`.
+//! Only browsers send `Origin`; a request without one is not from a page and passes. The API uses no
+//! cookies, so responses need no `Access-Control-Allow-Credentials`.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -19,16 +19,16 @@ use crate::{
     protocol::ErrorCode,
 };
 
-/// An origin that may be served: `https://example.com`, `https://*.example.com`, `*`.
+/// An entry of `server.allowed_origins`: `https://example.com`, `https://*.example.com` or `*`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum OriginRule {
     /// Every origin.
     Any,
-    /// This one.
+    /// One origin.
     Exact(Origin),
-    /// Those whose host ends with a dot and this one's.
-    Below(Origin),
+    /// All subdomains of this origin's host, at any depth; not the host itself.
+    Subdomains(Origin),
 }
 
 impl OriginRule {
@@ -36,11 +36,11 @@ impl OriginRule {
         match (self, origin) {
             (Self::Any, _) => true,
             (_, None) => false,
-            (Self::Exact(one), Some(origin)) => one == origin,
-            (Self::Below(top), Some(origin)) => {
-                let below = origin.host.strip_suffix(&top.host);
-                (&top.scheme, top.port) == (&origin.scheme, origin.port)
-                    && below.is_some_and(|below| below.ends_with('.'))
+            (Self::Exact(allowed), Some(origin)) => allowed == origin,
+            (Self::Subdomains(parent), Some(origin)) => {
+                let prefix = origin.host.strip_suffix(&parent.host);
+                (&parent.scheme, parent.port) == (&origin.scheme, origin.port)
+                    && prefix.is_some_and(|prefix| prefix.ends_with('.'))
             }
         }
     }
@@ -52,12 +52,12 @@ impl FromStr for OriginRule {
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = match text.split_once("://*.") {
             _ if text == "*" => Some(Self::Any),
-            Some((scheme, top)) => Origin::parse(&format!("{scheme}://{top}")).map(Self::Below),
+            Some((scheme, parent)) => Origin::parse(&format!("{scheme}://{parent}")).map(Self::Subdomains),
             None => Origin::parse(text).map(Self::Exact),
         };
         parsed.ok_or_else(|| {
             format!(
-                "{text:?} is no origin: write \"https://example.com\" without a path, \
+                "{text:?} is not an origin: write \"https://example.com\" without a path, \
                  \"https://*.example.com\" or \"*\""
             )
         })
@@ -77,12 +77,12 @@ impl From<OriginRule> for String {
         match rule {
             OriginRule::Any => "*".to_owned(),
             OriginRule::Exact(origin) => origin.to_string(),
-            OriginRule::Below(top) => top.to_string().replacen("://", "://*.", 1),
+            OriginRule::Subdomains(parent) => parent.to_string().replacen("://", "://*.", 1),
         }
     }
 }
 
-/// Scheme, host and port.
+/// A web origin: scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
@@ -91,20 +91,20 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// None for what is no origin, such as `null`.
+    /// None for invalid text and for the opaque origin `null`.
     fn parse(text: &str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         let scheme = scheme.to_ascii_lowercase();
-        let word = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
-        if scheme.is_empty() || !scheme.chars().all(word) {
+        let valid = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        if scheme.is_empty() || !scheme.chars().all(valid) {
             return None;
         }
         let (host, port) = host_and_port(authority, &scheme)?;
         Some(Self { scheme, host, port })
     }
 
-    /// Whether a page of it is served from the address that the request went to.
-    fn is_at(&self, authority: &str) -> bool {
+    /// Whether it is the origin of the gateway itself, as addressed by the request.
+    fn is_same_as(&self, authority: &str) -> bool {
         host_and_port(authority, &self.scheme)
             .is_some_and(|(host, port)| (host, port) == (self.host.clone(), self.port))
     }
@@ -121,13 +121,14 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.scheme, self.host)?;
         match self.port {
-            Some(port) if self.port != standard_port(&self.scheme) => write!(f, ":{port}"),
+            Some(port) if self.port != default_port(&self.scheme) => write!(f, ":{port}"),
             _ => Ok(()),
         }
     }
 }
 
-fn standard_port(scheme: &str) -> Option<u16> {
+/// The port of an origin without one.
+fn default_port(scheme: &str) -> Option<u16> {
     match scheme {
         "http" => Some(80),
         "https" => Some(443),
@@ -141,83 +142,88 @@ fn host_and_port(authority: &str, scheme: &str) -> Option<(String, Option<u16>)>
         Some((rest, port)) => {
             (&authority[..end + rest.len()], Some(port.parse::<u16>().ok().filter(|p| *p != 0)?))
         }
-        None => (authority, standard_port(scheme)),
+        None => (authority, default_port(scheme)),
     };
-    let word = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c);
-    let whole = !host.is_empty() && host.chars().all(word);
-    whole.then(|| (host.to_ascii_lowercase(), port))
+    let valid = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c);
+    let is_host = !host.is_empty() && host.chars().all(valid);
+    is_host.then(|| (host.to_ascii_lowercase(), port))
 }
 
-/// Whether a page of this origin may speak to the gateway.
-fn allowed(server: &ServerConfig, origin: &HeaderValue, authority: Option<&str>) -> bool {
+/// Whether pages of this origin may use the gateway at `authority`.
+fn is_allowed(server: &ServerConfig, origin: &HeaderValue, authority: Option<&str>) -> bool {
     let origin = origin.to_str().ok().and_then(Origin::parse);
     if server.allowed_origins.iter().any(|rule| rule.allows(origin.as_ref())) {
         return true;
     }
     let Some(origin) = origin else { return false };
-    // A development server on another port; who lists origins means those.
-    let at_home = server.allowed_origins.is_empty()
+    // A development server on another port of this machine.
+    let local_development = server.allowed_origins.is_empty()
         && server.listen.ip().is_loopback()
         && origin.is_loopback();
-    at_home || authority.is_some_and(|authority| origin.is_at(authority))
+    local_development || authority.is_some_and(|authority| origin.is_same_as(authority))
 }
 
-/// The origin of a request that may be served.
+/// Request extension: the origin of the page, which passed the check.
 #[derive(Clone, Debug)]
-pub(super) struct Allowed(HeaderValue);
+pub(super) struct AllowedOrigin(HeaderValue);
 
-impl Allowed {
-    /// For an answer that does not go through the HTTP stack.
+impl AllowedOrigin {
+    /// The CORS headers of a response that bypasses the HTTP stack.
     pub(super) fn head_lines(&self) -> String {
         let origin = self.0.to_str().unwrap_or_default();
         format!("access-control-allow-origin: {origin}\r\nvary: origin\r\n")
     }
 }
 
-/// Refuses pages that may not speak to the gateway, and tells browsers which may.
-pub(super) async fn guard(
+/// Middleware: refuses pages of other origins, answers preflight requests and adds CORS headers.
+pub(super) async fn check_origin(
     State(app): State<AppState>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if app.is_a_developers() && !names_this_machine(authority(request.uri(), request.headers())) {
-        app.admission.count(Reason::Origin);
-        let message = "this developer's gateway answers to localhost only: a page elsewhere may have \
-                       its name lead here; set auth.environment, or server.allowed_origins";
+    if app.is_local_development()
+        && !is_loopback_host(authority(request.uri(), request.headers()))
+    {
+        app.admission.count_refused(Reason::Origin);
+        // A page elsewhere could resolve its own host name to this machine (DNS rebinding).
+        let message = "in development the gateway serves requests to localhost only: \
+                       set auth.environment or server.allowed_origins";
         return vary(ApiError::new(ErrorCode::OriginForbidden, message).into_response());
     }
     let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
         return vary(next.run(request).await);
     };
-    if !allowed(&app.server, &origin, authority(request.uri(), request.headers())) {
-        app.admission.count(Reason::Origin);
-        let message = format!("pages of {origin:?} are not in server.allowed_origins");
+    if !is_allowed(&app.server, &origin, authority(request.uri(), request.headers())) {
+        app.admission.count_refused(Reason::Origin);
+        let message = format!("the origin {origin:?} is not in server.allowed_origins");
         return vary(ApiError::new(ErrorCode::OriginForbidden, message).into_response());
     }
     let preflight = *request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = if preflight {
-        permission()
+        preflight_response()
     } else {
-        request.extensions_mut().insert(Allowed(origin.clone()));
+        request.extensions_mut().insert(AllowedOrigin(origin.clone()));
         next.run(request).await
     };
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    let readable = HeaderValue::from_static("retry-after");
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, readable);
+    let exposed = HeaderValue::from_static("retry-after");
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     vary(response)
 }
 
 impl AppState {
-    /// Whether everybody on this machine may do everything.
-    fn is_a_developers(&self) -> bool {
-        let open = self.connections.auth.operates(&Identity::default(), Scope::Admin);
-        open && self.server.listen.ip().is_loopback() && self.server.allowed_origins.is_empty()
+    /// Whether the gateway allows anonymous administration and listens on this machine only.
+    fn is_local_development(&self) -> bool {
+        let anonymous_admin = self.connections.auth.operates(&Identity::default(), Scope::Admin);
+        anonymous_admin
+            && self.server.listen.ip().is_loopback()
+            && self.server.allowed_origins.is_empty()
     }
 }
 
-fn names_this_machine(authority: Option<&str>) -> bool {
+fn is_loopback_host(authority: Option<&str>) -> bool {
     let Some((host, port)) = authority.and_then(|authority| host_and_port(authority, "http"))
     else {
         return false;
@@ -225,8 +231,8 @@ fn names_this_machine(authority: Option<&str>) -> bool {
     Origin { scheme: "http".to_owned(), host, port }.is_loopback()
 }
 
-/// What a page may send.
-fn permission() -> Response {
+/// The methods and headers that a page may send.
+fn preflight_response() -> Response {
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
         (
@@ -238,12 +244,13 @@ fn permission() -> Response {
     (StatusCode::NO_CONTENT, headers).into_response()
 }
 
-/// A cache must not show one page's answer to another.
+/// Adds `Vary: Origin`, as a cache must not serve the response for one origin to another.
 fn vary(mut response: Response) -> Response {
     response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
     response
 }
 
+/// The host and port that the request was sent to.
 fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     uri.authority().map(axum::http::uri::Authority::as_str).or(host)
@@ -253,32 +260,32 @@ fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    fn may(rules: &[&str], listen: &str, origin: &str, host: &str) -> bool {
+    fn allows(rules: &[&str], listen: &str, origin: &str, host: &str) -> bool {
         let server = ServerConfig {
             listen: listen.parse().unwrap(),
             allowed_origins: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
             ..ServerConfig::default()
         };
-        allowed(&server, &HeaderValue::from_str(origin).unwrap(), Some(host))
+        is_allowed(&server, &HeaderValue::from_str(origin).unwrap(), Some(host))
     }
 
     const PUBLIC: &str = "0.0.0.0:8080";
 
     #[test]
-    fn a_page_of_the_gateways_own_address_is_always_served() {
-        assert!(may(&[], PUBLIC, "https://example.com", "example.com"));
-        assert!(may(&[], PUBLIC, "https://EXAMPLE.com", "example.com:443"));
-        assert!(may(&[], PUBLIC, "http://[::1]:8080", "[::1]:8080"));
-        assert!(may(&["https://a.com"], PUBLIC, "http://b.com:8080", "b.com:8080"));
-        assert!(!may(&[], PUBLIC, "https://example.com:8443", "example.com"));
-        assert!(!may(&[], PUBLIC, "https://evil.com", "example.com"));
-        assert!(!may(&[], PUBLIC, "null", "example.com"));
+    fn the_gateways_own_origin_is_always_allowed() {
+        assert!(allows(&[], PUBLIC, "https://example.com", "example.com"));
+        assert!(allows(&[], PUBLIC, "https://EXAMPLE.com", "example.com:443"));
+        assert!(allows(&[], PUBLIC, "http://[::1]:8080", "[::1]:8080"));
+        assert!(allows(&["https://a.com"], PUBLIC, "http://b.com:8080", "b.com:8080"));
+        assert!(!allows(&[], PUBLIC, "https://example.com:8443", "example.com"));
+        assert!(!allows(&[], PUBLIC, "https://evil.com", "example.com"));
+        assert!(!allows(&[], PUBLIC, "null", "example.com"));
     }
 
     #[test]
-    fn a_listed_origin_is_served_and_one_that_looks_like_it_is_not() {
+    fn a_listed_origin_is_allowed_and_a_lookalike_is_not() {
         let rules = ["https://a.com", "https://*.example.com", "http://c.com:3000", "app://x"];
-        let may = |origin| may(&rules, PUBLIC, origin, "gateway");
+        let allows = |origin| allows(&rules, PUBLIC, origin, "gateway");
         for origin in [
             "https://a.com",
             "https://a.com:443",
@@ -287,7 +294,7 @@ mod tests {
             "http://c.com:3000",
             "app://x",
         ] {
-            assert!(may(origin), "{origin}");
+            assert!(allows(origin), "{origin}");
         }
         for origin in [
             "http://a.com",
@@ -305,29 +312,29 @@ mod tests {
             "null",
             "",
         ] {
-            assert!(!may(origin), "{origin}");
+            assert!(!allows(origin), "{origin}");
         }
     }
 
     #[test]
-    fn a_star_is_for_everybody_even_for_a_page_without_an_origin() {
-        assert!(may(&["*"], PUBLIC, "https://evil.com", "gateway"));
-        assert!(may(&["*"], PUBLIC, "null", "gateway"));
+    fn a_star_allows_every_origin_and_null() {
+        assert!(allows(&["*"], PUBLIC, "https://evil.com", "gateway"));
+        assert!(allows(&["*"], PUBLIC, "null", "gateway"));
     }
 
     #[test]
-    fn a_development_server_is_served_where_nobody_else_can_reach_the_gateway() {
+    fn localhost_is_allowed_while_the_gateway_listens_on_loopback_without_a_list() {
         for origin in ["http://localhost:3000", "http://127.0.0.1:5173", "http://[::1]:1"] {
-            assert!(may(&[], "127.0.0.1:8080", origin, "localhost:8080"), "{origin}");
-            assert!(!may(&[], PUBLIC, origin, "localhost:8080"), "{origin}");
-            assert!(!may(&["https://a.com"], "127.0.0.1:8080", origin, "x"), "{origin}");
+            assert!(allows(&[], "127.0.0.1:8080", origin, "localhost:8080"), "{origin}");
+            assert!(!allows(&[], PUBLIC, origin, "localhost:8080"), "{origin}");
+            assert!(!allows(&["https://a.com"], "127.0.0.1:8080", origin, "x"), "{origin}");
         }
-        assert!(!may(&[], "127.0.0.1:8080", "http://evil.com", "localhost:8080"));
-        assert!(!may(&[], "127.0.0.1:8080", "http://localhost.evil.com", "localhost:8080"));
+        assert!(!allows(&[], "127.0.0.1:8080", "http://evil.com", "localhost:8080"));
+        assert!(!allows(&[], "127.0.0.1:8080", "http://localhost.evil.com", "localhost:8080"));
     }
 
     #[test]
-    fn a_rule_that_is_no_origin_is_refused_and_the_others_are_written_back() {
+    fn an_invalid_rule_is_rejected_and_a_valid_one_round_trips() {
         for rule in ["example.com", "https://a.com/", "https://", "https://a.*.com", "https://a b"]
         {
             assert!(rule.parse::<OriginRule>().is_err(), "{rule}");

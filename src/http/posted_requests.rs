@@ -14,7 +14,7 @@ use super::{
 use crate::protocol::{ErrorCode, SessionId};
 
 /// Performs one frame or a list of them, and answers with the replies.
-pub(super) async fn ask(
+pub(super) async fn perform(
     State(app): State<AppState>,
     path: Result<Path<String>, PathRejection>,
     request: Request,

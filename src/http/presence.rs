@@ -52,7 +52,7 @@ pub(super) async fn list(
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let channel: Channel =
         channel.parse().map_err(|err| ApiError::new(ErrorCode::ChannelInvalid, err))?;
-    app.allow(&*app.caller(&headers).await?, Verb::Presence, &channel)?;
+    app.authorize(&*app.authenticate(&headers).await?, Verb::Presence, &channel)?;
     let cluster = &app.connections.cluster;
     cluster.synced().await;
     let limit = query.limit.unwrap_or(PAGE).min(PAGE_MAX);
@@ -82,7 +82,7 @@ pub(super) async fn disconnect(
     State(app): State<AppState>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
-    app.allow_scope(&*app.caller(request.headers()).await?, Scope::Admin)?;
+    app.require_scope(&*app.authenticate(request.headers()).await?, Scope::Admin)?;
     let whom: Target = read_json(request, &app).await?;
     let session = whom.session.as_deref().map(session).transpose()?;
     if session.is_some() == whom.user.is_some() {

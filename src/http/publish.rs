@@ -77,12 +77,12 @@ pub(super) async fn one(
     request: Request,
 ) -> Result<Response, ApiError> {
     let limits = &app.connections.limits;
-    let caller = app.caller(request.headers()).await?;
+    let caller = app.authenticate(request.headers()).await?;
     let body: Body = read_json(request, &app).await?;
     let several = body.channels.is_some();
     let batch = publications(body, limits.event_bytes, limits.batch_events)?;
     for publication in &batch {
-        app.allow(&caller, Verb::Publish, &publication.channel)?;
+        app.authorize(&caller, Verb::Publish, &publication.channel)?;
     }
     let mut outcomes = publish(&app, batch).await;
     match outcomes.iter().find_map(Outcome::error) {
@@ -113,7 +113,7 @@ pub(super) async fn batch(
     request: Request,
 ) -> Result<Response, ApiError> {
     let limits = &app.connections.limits;
-    let caller = app.caller(request.headers()).await?;
+    let caller = app.authenticate(request.headers()).await?;
     let body: Batch = read_json(request, &app).await?;
     if limits.batch_events < body.events.len() {
         let (len, most) = (body.events.len(), limits.batch_events);
@@ -124,7 +124,7 @@ pub(super) async fn batch(
         let body: Body = serde_json::from_str(raw.get())
             .map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
         let one = publications(body, limits.event_bytes, 1).map(|mut one| one.remove(0))?;
-        app.allow(&caller, Verb::Publish, &one.channel)?;
+        app.authorize(&caller, Verb::Publish, &one.channel)?;
         Ok(one)
     };
     let parsed: Vec<_> = body.events.iter().map(|raw| single(raw)).collect();

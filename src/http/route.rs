@@ -61,8 +61,8 @@ pub(super) async fn route(
     request: Request,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
-    let identity = app.client(request.headers(), request.uri()).await?;
-    let identity = app.required(identity)?;
+    let identity = app.client_identity(request.headers(), request.uri()).await?;
+    let identity = app.require_identity(identity)?;
     let user = identity.user.as_ref().map(ToString::to_string);
     let id = user.or(query.client.filter(|id| !id.is_empty()));
     let unit = id.map(|id| Unit { id, groups: identity.groups.clone() });

@@ -77,7 +77,7 @@ pub(super) async fn newest(
     headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Outcome>, ApiError> {
-    app.allow_scope(&*app.caller(&headers).await?, Scope::Read)?;
+    app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let component = component(path)?;
     let outcome = app.validation.latest(&component).await?;
     outcome.map(Json).ok_or_else(|| {

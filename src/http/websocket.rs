@@ -39,12 +39,12 @@ pub(super) async fn open(
     let subscriptions = app.connections.limits.subscriptions;
     let (uri, headers) = (request.uri(), request.headers());
     let conversation = wire.open(Handshake { uri, headers, subscriptions })?;
-    let permit = match app.admit(&request, app.shows_pass(request.headers())) {
+    let permit = match app.admit(&request, app.is_internal(request.headers())) {
         Ok(permit) => Box::new(permit),
         Err(refusal) => return Ok(refusal.into_response()),
     };
     // A browser does not show a page why a handshake failed: the reason goes over the WebSocket.
-    let identity = app.client(request.headers(), request.uri()).await;
+    let identity = app.client_identity(request.headers(), request.uri()).await;
     let accepted = Accepted { identity, permit };
     let upgrade = hyper::upgrade::on(&mut request);
     let (stage, connections) = (app.client_tasks.clone(), Arc::clone(&app.connections));
@@ -52,7 +52,7 @@ pub(super) async fn open(
         let Ok(upgraded) = upgrade.await else { return };
         // Bytes that came right behind the handshake belong to the first frame.
         let Ok(parts) = downcast::<TokioIo<DetachableSocket>>(upgraded) else { return };
-        let Some(socket) = detachable.take(&stage) else { return };
+        let Some(socket) = detachable.detach(&stage) else { return };
         let from = (socket, &*parts.read_buf);
         let connection =
             Connection::open(connections, from, conversation, Opening::Connect, accepted);

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     broker::{Broker, BrokerError, Entry, Range, Slice},
-    dedup::Window,
+    dedup::DedupWindow,
     lifecycle::Stage,
     metrics::Metrics,
     protocol::{Channel, Event, MessageId, Position},
@@ -182,10 +182,10 @@ impl Hub {
         if channel.is_reserved() {
             return false;
         }
-        self.metrics.ingested.inc();
+        self.metrics.events_ingested.inc();
         let repeat = self.delivered.is_repeat(channel, position, event);
         if repeat {
-            self.metrics.repeats.inc();
+            self.metrics.events_deduplicated.inc();
         }
         repeat
     }
@@ -224,7 +224,7 @@ impl Hub {
                 pause = (pause * 2).min(RETRY.1);
                 continue;
             };
-            self.metrics.holes.inc();
+            self.metrics.log_repairs.inc();
             if !self.apply_repair(&open_channel, slice).await {
                 return;
             }
@@ -360,26 +360,26 @@ async fn fan_out(log: &ChannelLog) {
 /// that lost the id but not the entry, or a second feed. It is half as long as the broker's, so that an
 /// id that may be published again is never dropped here.
 #[derive(Debug)]
-struct Delivered(Mutex<Window<(Channel, MessageId), Position>>);
+struct Delivered(Mutex<DedupWindow<(Channel, MessageId), Position>>);
 
 impl Delivered {
     fn new(size: NonZeroUsize, age: Duration) -> Self {
-        Self(Mutex::new(Window::new(size, age / 2)))
+        Self(Mutex::new(DedupWindow::new(size, age / 2)))
     }
 
     fn was_shown_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
         let key = (channel.clone(), event.id.clone());
-        let first = self.0.lock().find(&key, event.time);
+        let first = self.0.lock().get(&key, event.time);
         first.is_some_and(|first| is_earlier(first, position))
     }
 
     fn is_repeat(&self, channel: &Channel, position: Position, event: &Event) -> bool {
         let key = (channel.clone(), event.id.clone());
         let mut window = self.0.lock();
-        match window.find(&key, event.time) {
+        match window.get(&key, event.time) {
             Some(first) => is_earlier(first, position),
             None => {
-                window.remember(key, position, event.time);
+                window.insert(key, position, event.time);
                 false
             }
         }

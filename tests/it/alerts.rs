@@ -282,7 +282,7 @@ async fn a_webhook_that_only_fails_rests() {
     let node = Node::on(&redis, "a", &config);
     node.raise("errors doubled");
     eventually("its breaker is open", async || {
-        node.counts("crossfade_webhooks_broken 1").then_some(())
+        node.counts("crossfade_webhook_breakers_open 1").then_some(())
     })
     .await;
     let calls = receiver.calls.lock().len();

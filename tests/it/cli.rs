@@ -88,7 +88,7 @@ async fn tail_ends_when_it_is_told_not_to_come_back() {
     let gateway = TestGateway::with(|config| config.limits.frame_bytes = 20).await;
     let url = format!("http://{}", gateway.addr);
     let (good, _, said) = run(&["tail", "news", "--url", &url], "").await;
-    assert!(!good && said.contains("1009 frame too large; coming back would not help"), "{said}");
+    assert!(!good && said.contains("1009 frame too large; reconnecting would not help"), "{said}");
     // A page's address, not the gateway's.
     let elsewhere = format!("{url}/somewhere");
     let (good, _, said) = run(&["tail", "news", "--url", &elsewhere], "").await;

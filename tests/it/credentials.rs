@@ -278,7 +278,7 @@ async fn a_client_may_publish_so_much_on_either_transport() {
     let (_, replies, _) = api.post(&format!("/events/{session}"), frames).await;
     let kinds: Vec<_> = replies.as_array().unwrap().iter().map(|r| r["type"].clone()).collect();
     assert_eq!(kinds, ["published", "published", "error"]);
-    assert_eq!(api.metric("crossfade_refused_total{reason=\"publishes\"}").await, 2.0);
+    assert_eq!(api.metric("crossfade_refused_total{reason=\"publishes_per_second\"}").await, 2.0);
 }
 
 #[tokio::test]

@@ -110,7 +110,7 @@ async fn a_full_node_sends_the_next_one_away_until_one_leaves() {
         let ws = Ws::open(gateway.addr).await;
         let _sse = Sse::open(gateway.addr, "channel=a").await;
         Raw::send(gateway.addr, kind, &[]).await.expect_sent_away("node_full", 503).await;
-        assert_eq!(api.metric("crossfade_refused_total{reason=\"node\"}").await, 1.0);
+        assert_eq!(api.metric("crossfade_refused_total{reason=\"clients\"}").await, 1.0);
         drop(ws);
         eventually("there is room again", async || {
             let_in(&Raw::send(gateway.addr, kind, &[]).await).then_some(())
@@ -139,7 +139,7 @@ async fn an_address_has_so_many_clients_and_a_proxy_speaks_for_others() {
     let forwarded = [("forwarded", "for=\"1.1.1.1:4000\";proto=https")];
     let again = Raw::send(gateway.addr, WEBSOCKET, &forwarded).await;
     again.expect_sent_away("limit_exceeded", 429).await;
-    let metric = "crossfade_refused_total{reason=\"ip\"}";
+    let metric = "crossfade_refused_total{reason=\"clients_per_ip\"}";
     assert_eq!(Api::of(gateway.addr).metric(metric).await, 5.0);
 }
 

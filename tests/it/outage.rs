@@ -126,7 +126,7 @@ async fn a_last_message_that_was_lost_on_the_way_is_found_without_another() {
     let head = cmd("HSET").arg("crossfade:{news}").arg("o").arg("2").clone();
     redis.0.run::<()>(&head).await.unwrap();
     ws.expect_data([2]).await;
-    assert_eq!(api.metric("crossfade_holes_repaired_total").await, 1.0);
+    assert_eq!(api.metric("crossfade_log_repairs_total").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
