@@ -196,7 +196,7 @@ impl Config {
 
     /// Who may do what in each namespace.
     pub fn permissions(&self) -> Permissions {
-        let standard = Rules::standard(self.auth.is_development());
+        let standard = Rules::defaults(self.auth.is_development());
         let over = |rules: Rules, channel: &ChannelConfig| Rules {
             subscribe: channel.subscribe.unwrap_or(rules.subscribe),
             publish: channel.publish.unwrap_or(rules.publish),

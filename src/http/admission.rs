@@ -27,7 +27,7 @@ use crate::{
     connection::AdmissionPermit,
     metrics::RefusedLabel,
     protocol::{CloseCode, ErrorCode, ServerFrame, UserId},
-    session::Allowance,
+    session::TokenBucket,
     wire::sse,
 };
 
@@ -82,7 +82,7 @@ struct Counters {
     clients: usize,
     by_ip: HashMap<Network, usize>,
     by_user: HashMap<Arc<str>, usize>,
-    arrivals: LruCache<Network, Allowance>,
+    arrivals: LruCache<Network, TokenBucket>,
 }
 
 impl AdmissionControl {
@@ -194,8 +194,8 @@ impl Counters {
 
     fn arrives(&mut self, config: &AdmissionConfig, network: Network) -> bool {
         let now = Instant::now();
-        let allowance = self.arrivals.get_or_insert_mut(network, || Allowance::full(now));
-        let arrives = allowance.take(now, config.arrivals_per_second, config.arrivals_burst);
+        let bucket = self.arrivals.get_or_insert_mut(network, || TokenBucket::full(now));
+        let arrives = bucket.take(now, config.arrivals_per_second, config.arrivals_burst);
         if ADDRESSES < self.arrivals.len() {
             self.arrivals.pop_lru();
         }

@@ -31,12 +31,12 @@ impl AppState {
     /// the request does that.
     pub(super) async fn known(&self, headers: &HeaderMap, uri: &Uri) -> Option<Arc<Identity>> {
         let presented = presented(headers, uri.query())?;
-        self.connections.auth.identify(&presented).await.ok()
+        self.connections.auth.authenticate(&presented).await.ok()
     }
 
     /// Whether it is the gateway itself that comes.
     pub(super) fn shows_pass(&self, headers: &HeaderMap) -> bool {
-        presented(headers, None).is_some_and(|presented| self.connections.auth.is_pass(&presented))
+        presented(headers, None).is_some_and(|presented| self.connections.auth.is_valid_ticket(&presented))
     }
 
     /// The one who calls, if it has to be somebody.
@@ -59,7 +59,7 @@ impl AppState {
         match presented(headers, query) {
             None => Ok(self.connections.auth.anonymous()),
             Some(presented) => {
-                let identified = self.connections.auth.identify(&presented).await;
+                let identified = self.connections.auth.authenticate(&presented).await;
                 identified.map(Some).inspect_err(|_| self.connections.count_refused("token"))
             }
         }
@@ -72,7 +72,7 @@ impl AppState {
         verb: Verb,
         channel: &Channel,
     ) -> Result<(), ApiError> {
-        if self.connections.auth.may(identity, verb, channel) {
+        if self.connections.auth.allows(identity, verb, channel) {
             return Ok(());
         }
         self.connections.count_refused("forbidden");
@@ -82,7 +82,7 @@ impl AppState {
 
     /// Refuses what only a service with this scope may do.
     pub(super) fn allow_scope(&self, identity: &Identity, scope: Scope) -> Result<(), ApiError> {
-        if self.connections.auth.operates(identity, scope) {
+        if self.connections.auth.allows_scope(identity, scope) {
             return Ok(());
         }
         self.connections.count_refused("forbidden");

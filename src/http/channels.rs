@@ -56,7 +56,7 @@ pub(super) async fn list(
     let limit = query.limit.unwrap_or(100).clamp(1, LIST_MAX);
     let prefix = query.prefix.unwrap_or_default();
     let after = query.cursor.unwrap_or_default();
-    let mut occupied = app.connections.node.occupied();
+    let mut occupied = app.connections.node.reader_counts();
     occupied.retain(|(channel, readers)| {
         let name = channel.as_str();
         *readers != 0 && name.starts_with(&prefix) && after.as_str() < name
