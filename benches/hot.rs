@@ -165,7 +165,7 @@ fn session(criterion: &mut Criterion) {
         let (mut session, tag) = session_of(channels);
         group.bench_function(BenchmarkId::new("cursor", channels), |bencher| {
             bencher.iter(|| {
-                let subscription = session.get_mut(black_box(tag)).expect("it was opened");
+                let subscription = session.by_tag(black_box(tag)).expect("it was opened");
                 subscription.cursor.offset += 1;
             });
         });
@@ -209,7 +209,7 @@ struct Listener(Mutex<Session<()>>);
 impl Listener {
     fn at(cursor: Position) -> Self {
         let mut session = Session::new(SessionId::generate());
-        session.open(channel(1), cursor, ());
+        session.subscribe(channel(1), cursor, ());
         Self(Mutex::new(session))
     }
 }
@@ -217,8 +217,8 @@ impl Listener {
 impl Reader for Listener {
     fn offer(&self, tag: Tag, batch: &Batch) {
         let mut session = self.0.lock();
-        let Some(subscription) = session.get_mut(tag) else { return };
-        if subscription.holds(batch.ends_at()) {
+        let Some(subscription) = session.by_tag(tag) else { return };
+        if subscription.has_delivered(batch.ends_at()) {
             return;
         }
         assert_eq!(subscription.cursor, batch.starts_after(), "a batch was passed over");
@@ -240,7 +240,7 @@ fn open_log() -> ChannelLog {
 /// A session that reads so many channels, and the tag of the last of them.
 fn session_of(channels: usize) -> (Session<()>, Tag) {
     let mut session = Session::new(SessionId::generate());
-    let tags = (1..=channels).map(|number| session.open(channel(number), at(0), ()));
+    let tags = (1..=channels).map(|number| session.subscribe(channel(number), at(0), ()));
     let tag = tags.last().expect("it reads one at least");
     (session, tag)
 }

@@ -1,7 +1,8 @@
-//! Who somebody is, and what they may do: tokens, API keys, permissions.
+//! Authentication and authorisation: JWTs, API keys, and the permissions of channels.
 //!
-//! A token becomes an [`Identity`]; an identity and a channel's rules decide. Knows no socket, no
-//! request and no session. A secret is a [`Secret`], which shows itself to nobody.
+//! A token or an API key becomes an [`Identity`]; the identity and the rules of a channel's namespace
+//! decide what it may do. This module knows no socket, no request and no session. Every secret is a
+//! [`Secret`], which is never written to logs or answers.
 
 mod internal_ticket;
 mod keys;
@@ -35,23 +36,24 @@ use crate::{lifecycle::Stage, protocol::Channel};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuthConfig {
-    /// What kind of place this is. In `development` everybody may do everything unless something
-    /// else is said.
+    /// The name of the environment. In `development` every client and caller may do everything,
+    /// unless other settings restrict it.
     pub environment: String,
-    /// Whether clients and callers without a token or key are served. Unset: in development only.
+    /// Whether clients and callers without a token or API key are served. Unset: in `development` only.
     pub anonymous: Option<bool>,
-    /// How far clocks may be apart when a token's times are checked.
+    /// Tolerated difference between clocks when `exp` and `nbf` of a token are checked.
     #[serde(with = "humantime_serde")]
     pub leeway: Duration,
-    /// A token's `iss` has to be this.
+    /// The required `iss` of a token. Unset, every issuer is accepted.
     pub issuer: Option<String>,
-    /// A token's `aud` has to be or to name this. Unset, a token that names one is refused.
+    /// The required `aud` of a token, which is this text or a list with it. Unset, a token with an
+    /// `aud` is refused.
     pub audience: Option<String>,
-    /// Keys that tokens are verified with.
+    /// Keys that verify tokens.
     pub keys: Vec<KeyConfig>,
-    /// Keys that an identity provider publishes.
+    /// The JSON Web Key Set of an identity provider, whose keys verify tokens too.
     pub jwks: Option<JwksConfig>,
-    /// Keys of backend services.
+    /// API keys of backend services.
     pub api_keys: Vec<ApiKeyConfig>,
 }
 
@@ -70,49 +72,50 @@ impl Default for AuthConfig {
     }
 }
 
-/// The environment in which everybody may do everything.
+/// The `auth.environment` in which everything is allowed by default.
 pub const DEVELOPMENT: &str = "development";
 
 impl AuthConfig {
-    /// Whether this is a developer's machine.
+    /// Whether `auth.environment` is `development`.
     pub fn is_development(&self) -> bool {
         self.environment == DEVELOPMENT
     }
 
-    /// Whether those are served who do not say who they are.
+    /// Whether clients and callers without credentials are served.
     pub fn allows_anonymous(&self) -> bool {
         self.anonymous.unwrap_or_else(|| self.is_development())
     }
 }
 
-/// One of `[[auth.keys]]`. The algorithm is the key's: what a token's head says must agree.
+/// One of `[[auth.keys]]`. The key decides the algorithm: a token whose header names another one is
+/// refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyConfig {
-    /// Only for tokens whose head has this `kid`. Unset: for all.
+    /// The key verifies only tokens whose header has this `kid`. Unset, it verifies all tokens.
     #[serde(default)]
     pub kid: Option<String>,
     /// `HS256`, `RS256`, `ES256` or `EdDSA`.
     pub algorithm: KeyAlgorithm,
-    /// The secret of `HS256`, at least 32 bytes.
+    /// The secret of `HS256`, 32 bytes or more.
     #[serde(default)]
     pub secret: Option<Secret>,
-    /// The public key of the others, PEM.
+    /// The public key of `RS256`, `ES256` and `EdDSA`, in PEM.
     #[serde(default)]
     pub public_key: Option<String>,
-    /// Either of them, in a file.
+    /// A file with the secret or the public key, in place of either.
     #[serde(default)]
     pub file: Option<PathBuf>,
 }
 
-/// How tokens are signed.
+/// The signature algorithm of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeyAlgorithm {
-    /// With a secret that both sides have.
+    /// HMAC with SHA-256: issuer and gateway share the secret.
     HS256,
-    /// RSA.
+    /// RSA PKCS#1 v1.5 with SHA-256.
     RS256,
-    /// ECDSA on P-256.
+    /// ECDSA on P-256 with SHA-256.
     ES256,
     /// Ed25519.
     EdDSA,
@@ -122,15 +125,15 @@ pub enum KeyAlgorithm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JwksConfig {
-    /// Where: https, or http on this machine.
+    /// The URL of the key set: `https`, or `http` on this machine.
     pub url: String,
-    /// They are fetched again this often.
+    /// How often the key set is fetched, 5 s or more.
     #[serde(default = "ten_minutes", with = "humantime_serde")]
     pub refresh: Duration,
-    /// A fetch is given up after this.
+    /// How long one fetch may take.
     #[serde(default = "five_seconds", with = "humantime_serde")]
     pub timeout: Duration,
-    /// Keys of the last fetch are used for this long while the provider is away.
+    /// How long the keys of the last successful fetch stay valid while fetches fail.
     #[serde(default = "one_day", with = "humantime_serde")]
     pub keep: Duration,
 }
@@ -151,32 +154,32 @@ fn one_day() -> Duration {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKeyConfig {
-    /// Whose it is, for logs.
+    /// The name of the service, for the rollout journal.
     pub name: String,
-    /// The key, at least 16 bytes.
+    /// The key, 16 bytes or more.
     #[serde(default)]
     pub key: Option<Secret>,
-    /// The key, in a file.
+    /// A file with the key, in place of `key`.
     #[serde(default)]
     pub file: Option<PathBuf>,
-    /// What it is for.
+    /// The scopes of the key.
     pub scopes: Vec<Scope>,
 }
 
-/// What an API key is for.
+/// What an API key allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Publishing to any channel.
+    /// Publish to any channel.
     Publish,
-    /// Reading channels, histories and presence.
+    /// Read any channel, its history and its presence.
     Read,
-    /// Everything.
+    /// Everything, operating rollouts included.
     Admin,
 }
 
 impl Scope {
-    /// As it is written.
+    /// The scope's name in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Publish => "publish",
@@ -186,26 +189,27 @@ impl Scope {
     }
 }
 
-/// Something nobody is to see. It is written out as `(secret)`.
+/// A secret value. `Debug` and `Serialize` write `(secret)` in its place.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Hides a text.
+    /// Wraps a secret text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// One that stands in the settings at `name`, in place or in a file.
+    /// The secret of the setting `name`: its inline value, or the content of a file without trailing
+    /// line breaks.
     ///
     /// # Errors
-    /// When it is in neither or in both, or the file cannot be read.
+    /// If neither or both are given, or the file cannot be read.
     pub fn read(name: &str, inline: Option<&Self>, file: Option<&Path>) -> Result<Self, AuthError> {
         keys::secret(name, inline, file)
     }
 
-    /// What it is, for whoever signs with it.
+    /// The secret itself, for signing and verifying.
     pub fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -223,39 +227,39 @@ impl Serialize for Secret {
     }
 }
 
-/// Why there can be no authentication as configured.
+/// An invalid key or secret in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {reason}")]
 pub struct AuthError {
-    /// Which setting.
+    /// The setting, or the file.
     pub key: String,
-    /// What is wrong with it, and what would be right.
+    /// What is wrong with it, and what is valid.
     pub reason: String,
 }
 
-/// A key of a backend service.
+/// The API key of a backend service, as its digest.
 #[derive(Debug)]
 struct ApiKey {
     identity: Arc<Identity>,
     digest: [u8; 32],
 }
 
-/// Knows who somebody is and what they may do.
+/// Authenticates clients and callers, and decides what they may do.
 #[derive(Debug)]
 pub struct Auth {
     verifier: Verifier,
     api_keys: Vec<ApiKey>,
     permissions: Permissions,
     anonymous: Option<Arc<Identity>>,
-    passes: InternalTickets,
+    internal_tickets: InternalTickets,
     is_development: bool,
 }
 
 impl Auth {
-    /// Reads the keys, and begins to fetch those that are published.
+    /// Loads the keys of the configuration, and starts the task that fetches `auth.jwks`.
     ///
     /// # Errors
-    /// Says which key cannot be used.
+    /// If a key or secret is invalid; the error names the setting.
     pub fn new(
         config: &AuthConfig,
         permissions: Permissions,
@@ -266,71 +270,79 @@ impl Auth {
         let anonymous = config.allows_anonymous().then(|| Arc::new(Identity::default()));
         let verifier = Verifier::new(config, ring);
         let is_development = config.is_development();
-        let passes = InternalTickets::default();
-        Ok(Arc::new(Self { verifier, api_keys, permissions, anonymous, passes, is_development }))
+        let internal_tickets = InternalTickets::default();
+        Ok(Arc::new(Self {
+            verifier,
+            api_keys,
+            permissions,
+            anonymous,
+            internal_tickets,
+            is_development,
+        }))
     }
 
-    /// Whose token or API key this is. A wrong key takes as long as a right one.
+    /// The identity of a credential: an internal ticket, which is used up by this, an API key, or a
+    /// JWT. API keys are compared in constant time.
     ///
     /// # Errors
-    /// Says why it does not count.
-    pub async fn identify(&self, presented: &str) -> Result<Arc<Identity>, TokenError> {
-        let known = self.passes.take(presented).or_else(|| self.service(presented));
-        if let Some(known) = known {
-            return Ok(known);
+    /// If the credential is none of them, or the JWT is not valid.
+    pub async fn authenticate(&self, credential: &str) -> Result<Arc<Identity>, TokenError> {
+        let ticket = self.internal_tickets.redeem(credential);
+        if let Some(identity) = ticket.or_else(|| self.service(credential)) {
+            return Ok(identity);
         }
-        self.verifier.verify(presented).await.map(Arc::new)
+        self.verifier.verify(credential).await.map(Arc::new)
     }
 
-    /// Lets this process in as itself, once.
-    pub fn pass(&self) -> InternalTicket {
-        self.passes.give()
+    /// A ticket with which this process can connect to itself, once.
+    pub fn issue_ticket(&self) -> InternalTicket {
+        self.internal_tickets.issue()
     }
 
-    /// Whether this is a pass that counts. It goes on counting.
-    pub fn is_pass(&self, presented: &str) -> bool {
-        self.passes.knows(presented)
+    /// Whether a credential is an internal ticket that has not been used. This does not use it up.
+    pub fn is_valid_ticket(&self, credential: &str) -> bool {
+        self.internal_tickets.contains(credential)
     }
 
-    /// Who those are that do not say who they are, if they are served.
+    /// The identity of clients and callers without credentials, if they are served.
     pub fn anonymous(&self) -> Option<Arc<Identity>> {
         self.anonymous.clone()
     }
 
-    /// Whether somebody may do this.
-    pub fn may(&self, identity: &Identity, verb: Verb, channel: &Channel) -> bool {
-        self.permissions.allow(identity, verb, channel)
+    /// Whether an identity may do `verb` in a channel.
+    pub fn allows(&self, identity: &Identity, verb: Verb, channel: &Channel) -> bool {
+        self.permissions.allows(identity, verb, channel)
     }
 
-    /// Whether somebody may do what concerns no channel: a service with this scope, and on a
-    /// developer's machine whoever is there.
-    pub fn operates(&self, identity: &Identity, scope: Scope) -> bool {
-        identity.has(scope) || (self.is_development && self.anonymous.is_some())
+    /// Whether an identity may do what requires a scope and concerns no channel: a service with the
+    /// scope, and in `development` every caller if anonymous callers are served.
+    pub fn allows_scope(&self, identity: &Identity, scope: Scope) -> bool {
+        identity.has_scope(scope) || (self.is_development && self.anonymous.is_some())
     }
 
-    /// Whether this is a developer's machine.
+    /// Whether `auth.environment` is `development`.
     pub fn is_development(&self) -> bool {
         self.is_development
     }
 
-    fn service(&self, presented: &str) -> Option<Arc<Identity>> {
-        let digest: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
-        let all = self.api_keys.iter();
-        let found = all.fold(None, |found, key| {
-            if bool::from(key.digest.ct_eq(&digest)) { Some(&key.identity) } else { found }
+    fn service(&self, credential: &str) -> Option<Arc<Identity>> {
+        let digest: [u8; 32] = Sha256::digest(credential.as_bytes()).into();
+        // All keys are compared, so that the time does not tell which one matched.
+        let identity = self.api_keys.iter().fold(None, |identity, key| {
+            if bool::from(key.digest.ct_eq(&digest)) { Some(&key.identity) } else { identity }
         });
-        found.cloned()
+        identity.cloned()
     }
 }
 
-fn api_key((number, config): (usize, &ApiKeyConfig)) -> Result<ApiKey, AuthError> {
-    let name = format!("auth.api_keys[{number}]");
-    let secret = keys::secret(&name, config.key.as_ref(), config.file.as_deref())?;
+fn api_key((index, config): (usize, &ApiKeyConfig)) -> Result<ApiKey, AuthError> {
+    let setting = format!("auth.api_keys[{index}]");
+    let secret = keys::secret(&setting, config.key.as_ref(), config.file.as_deref())?;
     if secret.bytes().len() < 16 {
-        let reason = "the key is too short: take at least 16 random bytes".to_owned();
-        return Err(AuthError { key: name, reason });
+        let reason = "the key is too short: use 16 or more random bytes".to_owned();
+        return Err(AuthError { key: setting, reason });
     }
-    let (scopes, whose) = (config.scopes.clone(), Some(config.name.as_str().into()));
-    let identity = Identity { scopes, name: whose, ..Identity::default() };
+    let (scopes, name) = (config.scopes.clone(), Some(config.name.as_str().into()));
+    let identity = Identity { scopes, name, ..Identity::default() };
     Ok(ApiKey { identity: Arc::new(identity), digest: Sha256::digest(secret.bytes()).into() })
 }

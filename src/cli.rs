@@ -80,12 +80,12 @@ impl Cli {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref())?;
-    telemetry::start(&config.telemetry)?;
+    telemetry::init(&config.telemetry)?;
     let broker = config.broker.kind;
     let (anonymous, here) =
         (config.auth.allows_anonymous(), config.server.listen.ip().is_loopback());
     let scheme = if config.server.tls.certificate.is_some() { "https" } else { "http" };
-    let stop = lifecycle::interrupted().context("signals cannot be listened for")?;
+    let stop = lifecycle::shutdown_signal().context("signals cannot be listened for")?;
     let gateway = Gateway::bind(config).await?;
     let address = gateway.local_addr()?;
     info!(?broker, "crossfade listens on {scheme}://{address}");

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 pub use self::{
     command::{Command, RequestOrigin},
     config::ClusterConfig,
-    membership::{Look, PresenceHandle, SubscriberHandle},
+    membership::{MemberDetails, PresenceHandle, SubscriberHandle},
     message::{Claim, Disconnect},
     shared::Cluster,
 };

@@ -1,7 +1,7 @@
-//! The node: publish to channels, attach readers to their logs, read slices of them.
+//! The node: publishes to channels, attaches readers to their logs, and reads slices of them.
 //!
-//! It stands between clients and the broker. It knows channels, positions and entries; it knows no
-//! socket, no JSON and no token.
+//! It is the layer between clients and the broker, and owns the logs of the channels that are open in
+//! this process. It knows channels, positions and entries; it knows no socket, no JSON and no token.
 
 pub mod follower;
 pub mod hub;
@@ -92,7 +92,7 @@ const EPOCH_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Node {
     name: Arc<str>,
     broker: Arc<dyn Broker>,
-    reading: Arc<LogReader>,
+    log_reader: Arc<LogReader>,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     tap: OnceLock<Arc<dyn Tap>>,
@@ -108,7 +108,7 @@ pub trait Tap: fmt::Debug + Send + Sync {
 }
 
 impl Node {
-    /// Starts to take events from the broker.
+    /// Starts the tasks that take entries from the broker's feed and check heads.
     pub fn start(
         config: &NodeConfig,
         dedup: &DedupConfig,
@@ -118,32 +118,32 @@ impl Node {
     ) -> Arc<Self> {
         let ring = RingLimits { events: config.ring_events.get(), bytes: config.ring_bytes.get() };
         let window = (dedup.delivered_ids, dedup.window);
-        let reading = Arc::new(LogReader::new(Arc::clone(&broker)));
-        let source = (Arc::clone(&broker), Arc::clone(&reading));
+        let log_reader = Arc::new(LogReader::new(Arc::clone(&broker)));
+        let source = (Arc::clone(&broker), Arc::clone(&log_reader));
         let hub = Hub::new(source, ring, window, Arc::clone(&metrics), stage.clone());
         let name = if config.name.is_empty() {
             format!("node-{:04x}", rand::random::<u16>()).into()
         } else {
             config.name.as_str().into()
         };
-        let node = Arc::new(Self { name, broker, reading, hub, metrics, tap: OnceLock::new() });
+        let node = Arc::new(Self { name, broker, log_reader, hub, metrics, tap: OnceLock::new() });
         stage.spawn("pump", pump(Arc::clone(&node), feed, stage.clone()));
-        let keep = keep_house(Arc::clone(&node), config.clone(), stage.clone());
-        stage.spawn("housekeeping", keep);
+        let housekeeping = housekeeping(Arc::clone(&node), config.clone(), stage.clone());
+        stage.spawn("housekeeping", housekeeping);
         node
     }
 
-    /// Its name.
+    /// The node's name (`node.name`).
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Its metrics.
+    /// The gateway's metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// The broker's store of records.
+    /// The broker's store of records, such as rollouts.
     pub fn store(&self) -> Arc<dyn Store> {
         self.broker.store()
     }
@@ -161,11 +161,14 @@ impl Node {
     /// Appends each publication to its channel's log. Returns one answer for each, in the same order.
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Receipt, BrokerError>> {
         let Some(tap) = self.tap.get() else { return self.append(batch).await };
-        let told: Vec<_> = batch.iter().map(|p| tap.wants(&p.channel).then(|| p.clone())).collect();
+        let tapped: Vec<_> =
+            batch.iter().map(|p| tap.wants(&p.channel).then(|| p.clone())).collect();
         let receipts = self.append(batch).await;
-        for (told, receipt) in told.into_iter().zip(&receipts) {
-            if let (Some(told), Ok(Receipt { duplicate: false, .. })) = (told, receipt) {
-                tap.stored(told);
+        for (publication, receipt) in tapped.into_iter().zip(&receipts) {
+            if let (Some(publication), Ok(Receipt { duplicate: false, .. })) =
+                (publication, receipt)
+            {
+                tap.stored(publication);
             }
         }
         receipts
@@ -186,8 +189,8 @@ impl Node {
         receipts
     }
 
-    /// Appends to one of the gateway's own logs. Not counted in the metrics.
-    pub async fn note(&self, publication: Publication) -> bool {
+    /// Appends to one of the gateway's own logs, without metrics and tap. Returns whether it succeeded.
+    pub async fn append_internal(&self, publication: Publication) -> bool {
         self.broker.publish(vec![publication]).await.iter().all(Result::is_ok)
     }
 
@@ -215,12 +218,17 @@ impl Node {
         range: Range,
         limit: usize,
     ) -> Result<Slice, BrokerError> {
-        self.reading.read(channel, range, limit).await
+        self.log_reader.read(channel, range, limit).await
     }
 
     /// Whether an event was delivered before, under an earlier offset.
-    pub fn was_shown_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
-        self.hub.was_shown_before(channel, position, event)
+    pub fn was_delivered_before(
+        &self,
+        channel: &Channel,
+        position: Position,
+        event: &Event,
+    ) -> bool {
+        self.hub.was_delivered_before(channel, position, event)
     }
 
     /// Takes a report that a channel's log has its head at `position`.
@@ -229,8 +237,8 @@ impl Node {
     }
 
     /// The open channels, each with the number of its readers on this node.
-    pub fn occupied(&self) -> Vec<(Channel, usize)> {
-        self.hub.occupied()
+    pub fn reader_counts(&self) -> Vec<(Channel, usize)> {
+        self.hub.reader_counts()
     }
 
     async fn start_at(
@@ -248,9 +256,9 @@ impl Node {
             return self.start_beyond_head(handle, since).await;
         }
         if !handle.log().covers(since.offset) {
-            handle.fill_back_to(&self.reading, since.offset).await?;
+            handle.backfill_to(&self.log_reader, since.offset).await?;
         }
-        if !handle.log().covers(since.offset) && !self.is_kept(handle, since).await? {
+        if !handle.log().covers(since.offset) && !self.is_retained(handle, since).await? {
             return Ok(lost(ResetReason::Expired));
         }
         Ok(Start { cursor: since, head, lost: None, recovered: true })
@@ -262,7 +270,7 @@ impl Node {
         since: Position,
     ) -> Result<Start, BrokerError> {
         let channel = handle.log().channel();
-        let slice = self.reading.read(channel, Range::After(since.offset), 1).await?;
+        let slice = self.log_reader.read(channel, Range::After(since.offset), 1).await?;
         let head = Position::new(slice.epoch, slice.head);
         self.hub.observe_head(channel, head);
         let known = handle.log().reaches_epoch(head.epoch, EPOCH_TIMEOUT).await;
@@ -277,9 +285,13 @@ impl Node {
         })
     }
 
-    async fn is_kept(&self, handle: &ChannelHandle, since: Position) -> Result<bool, BrokerError> {
+    async fn is_retained(
+        &self,
+        handle: &ChannelHandle,
+        since: Position,
+    ) -> Result<bool, BrokerError> {
         let slice =
-            self.reading.read(handle.log().channel(), Range::After(since.offset), 1).await?;
+            self.log_reader.read(handle.log().channel(), Range::After(since.offset), 1).await?;
         let next = slice.events.first().map(|(offset, _)| *offset);
         Ok(slice.epoch == since.epoch && next == Some(since.offset + 1))
     }
@@ -309,16 +321,16 @@ async fn pump(node: Arc<Node>, mut feed: Feed, stage: Stage) {
             None => return,
             Some(Incoming::Entry(entry)) => node.hub.ingest(entry, !feed.is_empty()),
             Some(Incoming::Head { channel, position }) => node.hub.observe_head(&channel, position),
-            // The housekeeping would find missing entries too, a little later.
+            // Housekeeping checks the heads too, but later.
             Some(Incoming::Interrupted) => {
-                let _ = node.hub.verify().await;
+                let _ = node.hub.check_heads().await;
             }
         }
     }
 }
 
 /// Compares heads, closes idle channels, and logs when the broker becomes unavailable.
-async fn keep_house(node: Arc<Node>, config: NodeConfig, stage: Stage) {
+async fn housekeeping(node: Arc<Node>, config: NodeConfig, stage: Stage) {
     // Not at once: the broker has only started to connect.
     let mut checks = interval_at(Instant::now() + config.head_check, config.head_check);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -340,7 +352,7 @@ async fn keep_house(node: Arc<Node>, config: NodeConfig, stage: Stage) {
         }
         was_up = Some(up);
         if up {
-            let _ = node.hub.verify().await;
+            let _ = node.hub.check_heads().await;
         }
         node.hub.close_idle(config.linger).await;
     }

@@ -1,15 +1,15 @@
-//! The rules of one client: what it may ask for next, and how far it has read.
+//! One client's session: its subscriptions with their cursors, and the checks of its frames.
 //!
-//! Pure: no socket, no clock, no broker, nothing to wait for. A session has no queue; its backlog is
-//! the distance between a cursor and the head of its log. `L` is what ties a subscription to its
-//! log; the session keeps it and never looks into it.
+//! Pure: no socket, no clock, no broker, no waiting. A session has no queue; its backlog is the distance
+//! between a cursor and the head of the channel's log. `L` is the link of a subscription to its log,
+//! which the session keeps for the connection and does not use.
 
-mod allowance;
+mod token_bucket;
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-pub use self::allowance::Allowance;
+pub use self::token_bucket::TokenBucket;
 use crate::protocol::{
     Channel, ClientFrame, ErrorCode, Position, Positions, ServerFrame, SessionId,
     frame::ResetReason,
@@ -19,19 +19,19 @@ use crate::protocol::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// Channels one session may be subscribed to.
+    /// Subscriptions of one session.
     pub subscriptions: usize,
     /// Bytes of one event's data.
     pub event_bytes: usize,
-    /// Bytes of the state that a session shows in a channel.
+    /// Bytes of a member's presence state.
     pub presence_bytes: usize,
     /// Bytes of one WebSocket message.
     pub frame_bytes: usize,
-    /// Bytes of one HTTP request body.
+    /// Bytes of one HTTP request's body.
     pub body_bytes: usize,
-    /// Events in one batch, and channels in one publish call.
+    /// Publications in one batch, and channels in one publish request.
     pub batch_events: usize,
-    /// Events in one answer of the history.
+    /// Events in one page of a channel's history.
     pub history_events: usize,
     /// Frames a client may send per second, on average.
     pub frames_per_second: u32,
@@ -61,93 +61,97 @@ impl Default for LimitsConfig {
     }
 }
 
-/// One logical client.
+/// One client's session on a connection. The next connection continues it with [`resume`](Self::resume).
 #[derive(Debug)]
 #[repr(C)]
 pub struct Session<L> {
-    // In front, and not elsewhere for the one channel that most sessions read: a delivery looks here.
+    // The first field, and inline for the one subscription that most sessions have: every delivery
+    // reads it.
     subscriptions: SmallVec<[Subscription<L>; 1]>,
     id: SessionId,
     next_tag: u32,
-    /// It read several channels once: from then on its positions name the channel, since a client
-    /// may come back to the address that names them all.
+    /// It has had several subscriptions: from then on its positions name their channels, since the
+    /// client may reconnect with the URL that names all of them.
     names_channels: bool,
 }
 
-/// A channel that a session reads.
+/// A subscription of a session to a channel.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Subscription<L> {
-    /// How far it was delivered.
+    /// The position up to which it has been delivered.
     pub cursor: Position,
-    /// Its number within the session; never given twice, so that late news find nobody.
+    /// Its number within the session. Tags are not reused, so that a late delivery for a subscription
+    /// that has ended finds none.
     pub tag: u32,
-    /// There is something behind the cursor that was not delivered on the spot.
+    /// Events after the cursor may be undelivered: the connection's task has to read them.
     pub behind: bool,
-    /// Which.
+    /// The channel.
     pub channel: Channel,
-    /// What ties it to the log.
+    /// The link to the channel's log.
     pub link: L,
 }
 
 impl<L> Subscription<L> {
-    /// Whether everything up to `position` was delivered.
-    pub fn holds(&self, position: Position) -> bool {
+    /// Whether everything up to `position` has been delivered.
+    pub fn has_delivered(&self, position: Position) -> bool {
         self.cursor.epoch == position.epoch && position.offset <= self.cursor.offset
     }
 }
 
 impl<L> Session<L> {
-    /// A session that reads nothing yet.
+    /// A session without subscriptions.
     pub fn new(id: SessionId) -> Self {
         Self { subscriptions: SmallVec::new(), id, next_tag: 0, names_channels: false }
     }
 
-    /// Which it is.
+    /// The session's id.
     pub fn id(&self) -> SessionId {
         self.id
     }
 
-    /// Takes the id the client had before.
+    /// Continues the client's earlier session: takes its id.
     pub fn resume(&mut self, id: SessionId) {
         self.id = id;
     }
 
-    /// Whether the rules allow what a frame asks for.
+    /// Checks a frame against the limits and the session's subscriptions.
     ///
     /// # Errors
-    /// With the frame that refuses it.
+    /// The error frame that refuses it.
     pub fn check(&self, frame: &ClientFrame, limits: &LimitsConfig) -> Result<(), ServerFrame> {
         let refused = |code, message: String| Err(frame.refused(code, message));
         match frame {
             ClientFrame::Pong
             | ClientFrame::Goodbye
             | ClientFrame::Connect { token: Some(_), .. } => Ok(()),
-            ClientFrame::Report { stats, .. } if REPORT_BYTES < stats.len() => {
-                let message = format!("a report may have {REPORT_BYTES} bytes");
+            ClientFrame::Report { stats, .. } if REPORT_BYTES_MAX < stats.len() => {
+                let message = format!("a report may have {REPORT_BYTES_MAX} bytes");
                 refused(ErrorCode::TooLarge, message)
             }
             ClientFrame::Report { .. } => Ok(()),
-            ClientFrame::History { limit: Some(0), .. } => {
-                refused(ErrorCode::Malformed, "a history's limit is 1 or more".to_owned())
-            }
+            ClientFrame::History { limit: Some(0), .. } => refused(
+                ErrorCode::Malformed,
+                "the limit of a history request has to be 1 or more".to_owned(),
+            ),
             ClientFrame::History { .. } => Ok(()),
             ClientFrame::Connect { .. } => {
                 let message =
-                    "connect is the first frame of a connection, or brings a new token".to_owned();
+                    "connect has to be the first frame of a connection, or carry a new token"
+                        .to_owned();
                 refused(ErrorCode::Malformed, message)
             }
             ClientFrame::Subscribe { state: Some(state), .. }
             | ClientFrame::Presence { state: Some(state), .. }
                 if limits.presence_bytes < state.len() =>
             {
-                let (len, most) = (state.len(), limits.presence_bytes);
-                let message = format!("the state has {len} bytes, it may have {most}");
+                let (len, max) = (state.len(), limits.presence_bytes);
+                let message = format!("the presence state has {len} bytes, it may have {max}");
                 refused(ErrorCode::TooLarge, message)
             }
             ClientFrame::Subscribe { channel, .. } => {
-                if self.reads(channel) {
-                    let message = format!("this session is subscribed to {channel} already");
+                if self.is_subscribed(channel) {
+                    let message = format!("this session is already subscribed to {channel}");
                     return refused(ErrorCode::AlreadySubscribed, message);
                 }
                 if limits.subscriptions <= self.subscriptions.len() {
@@ -158,16 +162,16 @@ impl<L> Session<L> {
                 Ok(())
             }
             ClientFrame::Unsubscribe { channel, .. } | ClientFrame::Presence { channel, .. } => {
-                if !self.reads(channel) {
+                if !self.is_subscribed(channel) {
                     let message = format!("this session is not subscribed to {channel}");
                     return refused(ErrorCode::NotSubscribed, message);
                 }
                 Ok(())
             }
             ClientFrame::Publish { draft, .. } => {
-                let (len, most) = (draft.data.len(), limits.event_bytes);
-                if most < len {
-                    let message = format!("the data has {len} bytes, an event may have {most}");
+                let (len, max) = (draft.data.len(), limits.event_bytes);
+                if max < len {
+                    let message = format!("the data has {len} bytes, an event may have {max}");
                     return refused(ErrorCode::TooLarge, message);
                 }
                 Ok(())
@@ -175,8 +179,8 @@ impl<L> Session<L> {
         }
     }
 
-    /// Begins to read a channel behind `cursor`. Returns the subscription's tag.
-    pub fn open(&mut self, channel: Channel, cursor: Position, link: L) -> u32 {
+    /// Adds a subscription whose delivery starts after `cursor`. Returns its tag.
+    pub fn subscribe(&mut self, channel: Channel, cursor: Position, link: L) -> u32 {
         let tag = self.next_tag;
         self.next_tag = self.next_tag.wrapping_add(1);
         self.subscriptions.push(Subscription { tag, channel, cursor, behind: true, link });
@@ -185,76 +189,78 @@ impl<L> Session<L> {
     }
 
     /// The subscription to a channel.
-    pub fn get(&mut self, channel: &Channel) -> Option<&mut Subscription<L>> {
+    pub fn by_channel(&mut self, channel: &Channel) -> Option<&mut Subscription<L>> {
         self.subscriptions.iter_mut().find(|subscription| subscription.channel == *channel)
     }
 
-    /// What it takes beside itself.
-    pub fn bytes_elsewhere(&self) -> usize {
-        let many = if self.subscriptions.spilled() { self.subscriptions.capacity() } else { 0 };
-        many * size_of::<Subscription<L>>()
+    /// Bytes it takes on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        let on_heap = if self.subscriptions.spilled() { self.subscriptions.capacity() } else { 0 };
+        on_heap * size_of::<Subscription<L>>()
     }
 
-    /// All that it reads.
+    /// All subscriptions.
     pub fn subscriptions(&mut self) -> impl Iterator<Item = &mut Subscription<L>> {
         self.subscriptions.iter_mut()
     }
 
-    /// Ends reading a channel.
-    pub fn close(&mut self, channel: &Channel) -> Option<Subscription<L>> {
+    /// Removes the subscription to a channel.
+    pub fn unsubscribe(&mut self, channel: &Channel) -> Option<Subscription<L>> {
         let index = self.subscriptions.iter().position(|s| s.channel == *channel)?;
         Some(self.subscriptions.remove(index))
     }
 
-    /// Ends reading everything.
-    pub fn close_all(&mut self) -> Vec<Subscription<L>> {
+    /// Removes all subscriptions.
+    pub fn unsubscribe_all(&mut self) -> Vec<Subscription<L>> {
         std::mem::take(&mut self.subscriptions).into_vec()
     }
 
     /// The subscription with this tag.
-    pub fn get_mut(&mut self, tag: u32) -> Option<&mut Subscription<L>> {
+    pub fn by_tag(&mut self, tag: u32) -> Option<&mut Subscription<L>> {
         self.subscriptions.iter_mut().find(|subscription| subscription.tag == tag)
     }
 
-    /// Whether one position says where it stands: then an event's frame is the same for all.
-    pub fn tells_one_position(&self) -> bool {
+    /// Whether its positions are written without channels. If so, the id of an event's frame is the same
+    /// for all such sessions, and the frame can be shared.
+    pub fn has_single_position(&self) -> bool {
         !self.names_channels
     }
 
-    /// A subscription that has something undelivered, other than `not`.
-    pub fn behind(&mut self, not: Option<u32>) -> Option<&mut Subscription<L>> {
-        self.subscriptions.iter_mut().find(|s| s.behind && Some(s.tag) != not)
+    /// A subscription that is behind, other than the one with the tag `except`.
+    pub fn next_behind(&mut self, except: Option<u32>) -> Option<&mut Subscription<L>> {
+        self.subscriptions.iter_mut().find(|s| s.behind && Some(s.tag) != except)
     }
 
-    /// Passes over what cannot be delivered any more, and the frame that says so.
+    /// Moves a subscription's cursor past events that can no longer be delivered. Returns the reset frame
+    /// for the client.
     pub fn reset(&mut self, tag: u32, to: Position, reason: ResetReason) -> Option<ServerFrame> {
-        let subscription = self.get_mut(tag)?;
+        let subscription = self.by_tag(tag)?;
         subscription.cursor = to;
         Some(ServerFrame::Reset { channel: subscription.channel.clone(), position: to, reason })
     }
 
-    /// Where the session stands in all its channels.
+    /// The cursors of all subscriptions.
     pub fn positions(&self) -> Positions {
         self.positions_with(u32::MAX, None)
     }
 
-    /// Where it will stand once `tag` was delivered up to `position`.
+    /// The cursors of all subscriptions, with `position` for the one with `tag`.
     pub fn positions_with(&self, tag: u32, position: impl Into<Option<Position>>) -> Positions {
         let position = position.into();
-        let place = |s: &Subscription<L>| position.filter(|_| s.tag == tag).unwrap_or(s.cursor);
+        let cursor = |s: &Subscription<L>| position.filter(|_| s.tag == tag).unwrap_or(s.cursor);
         match self.subscriptions.as_slice() {
-            [only] if !self.names_channels => Positions::One(place(only)),
-            many => Positions::Many(many.iter().map(|s| (s.channel.clone(), place(s))).collect()),
+            [only] if !self.names_channels => Positions::One(cursor(only)),
+            all => Positions::Many(all.iter().map(|s| (s.channel.clone(), cursor(s))).collect()),
         }
     }
 
-    fn reads(&self, channel: &Channel) -> bool {
+    fn is_subscribed(&self, channel: &Channel) -> bool {
         self.subscriptions.iter().any(|subscription| subscription.channel == *channel)
     }
 }
 
-/// Bytes of what a client measured.
-const REPORT_BYTES: usize = 4096;
+/// The most bytes of a client's report of measurements.
+const REPORT_BYTES_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -264,7 +270,7 @@ mod tests {
     fn session_on(channels: &[&str]) -> Session<()> {
         let mut session = Session::new(SessionId::generate());
         for channel in channels {
-            session.open(channel.parse().unwrap(), at(3), ());
+            session.subscribe(channel.parse().unwrap(), at(3), ());
         }
         session
     }
@@ -273,7 +279,7 @@ mod tests {
         Position::new(Epoch::new(35), offset)
     }
 
-    fn refusal(session: &Session<()>, frame: &str) -> ErrorCode {
+    fn refused_with(session: &Session<()>, frame: &str) -> ErrorCode {
         let limits = LimitsConfig { subscriptions: 2, event_bytes: 4, ..LimitsConfig::default() };
         match session.check(&ClientFrame::parse(frame).unwrap(), &limits) {
             Err(ServerFrame::Error { code, .. }) => code,
@@ -282,56 +288,59 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_is_subscribed_to_once() {
+    fn a_second_subscription_to_a_channel_is_refused() {
         let session = session_on(&["news"]);
-        let code = refusal(&session, r#"{"type":"subscribe","channel":"news"}"#);
+        let code = refused_with(&session, r#"{"type":"subscribe","channel":"news"}"#);
         assert_eq!(code, ErrorCode::AlreadySubscribed);
     }
 
     #[test]
-    fn one_channel_takes_no_room_beside_the_session() {
-        assert_eq!(session_on(&["a"]).bytes_elsewhere(), 0);
+    fn one_subscription_takes_no_heap() {
+        assert_eq!(session_on(&["a"]).heap_bytes(), 0);
         let each = size_of::<Subscription<()>>();
-        assert!(2 * each <= session_on(&["a", "b"]).bytes_elsewhere());
+        assert!(2 * each <= session_on(&["a", "b"]).heap_bytes());
     }
 
     #[test]
-    fn one_subscription_more_than_the_limit_is_refused() {
+    fn a_subscription_over_the_limit_is_refused() {
         let session = session_on(&["a", "b"]);
-        let code = refusal(&session, r#"{"type":"subscribe","channel":"c"}"#);
+        let code = refused_with(&session, r#"{"type":"subscribe","channel":"c"}"#);
         assert_eq!(code, ErrorCode::LimitExceeded);
     }
 
     #[test]
-    fn only_what_is_subscribed_can_be_left() {
-        let code = refusal(&session_on(&["a"]), r#"{"type":"unsubscribe","channel":"b"}"#);
+    fn unsubscribing_without_a_subscription_is_refused() {
+        let code = refused_with(&session_on(&["a"]), r#"{"type":"unsubscribe","channel":"b"}"#);
         assert_eq!(code, ErrorCode::NotSubscribed);
     }
 
     #[test]
-    fn an_event_over_the_limit_is_refused_before_anybody_sees_it() {
-        let code = refusal(&session_on(&[]), r#"{"type":"publish","channel":"b","data":"abc"}"#);
+    fn an_event_over_the_limit_is_refused() {
+        let code =
+            refused_with(&session_on(&[]), r#"{"type":"publish","channel":"b","data":"abc"}"#);
         assert_eq!(code, ErrorCode::TooLarge);
     }
 
     #[test]
-    fn a_session_of_one_channel_tells_a_bare_position() {
+    fn positions_of_one_subscription_are_written_without_the_channel() {
         assert_eq!(session_on(&["a"]).positions().to_string(), "z-3");
         assert_eq!(session_on(&["a", "b"]).positions().to_string(), "a~z-3,b~z-3");
     }
 
     #[test]
-    fn a_session_of_several_channels_goes_on_naming_them() {
+    fn positions_keep_naming_channels_after_all_but_one_are_unsubscribed() {
         let mut session = session_on(&["a", "b"]);
-        session.close(&"a".parse().unwrap());
+        session.unsubscribe(&"a".parse().unwrap());
         assert_eq!(session.positions().to_string(), "b~z-3");
     }
 
     #[test]
-    fn a_reset_moves_the_cursor_to_where_delivery_goes_on() {
+    fn a_reset_moves_the_cursor_to_where_delivery_continues() {
         let mut session = session_on(&["a"]);
-        let tag = session.behind(None).unwrap().tag;
+        let tag = session.next_behind(None).unwrap().tag;
         assert!(session.reset(tag, at(9), ResetReason::Expired).is_some());
-        assert!(session.get_mut(tag).is_some_and(|s| s.holds(at(9)) && !s.holds(at(10))));
+        assert!(
+            session.by_tag(tag).is_some_and(|s| s.has_delivered(at(9)) && !s.has_delivered(at(10)))
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! InternalTickets: how this process comes in as itself, to try what it serves.
+//! Internal tickets: single-use credentials with which this process connects to itself, for validation.
 //!
-//! A pass is a random text that counts once, in this process only, and only as long as whoever asked
-//! for it holds it. It is never written down.
+//! A ticket is a random text that is valid once, in this process only, and until the
+//! [`InternalTicket`] is dropped. Only its digest is kept, and it is never stored or logged.
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
@@ -11,13 +11,13 @@ use uuid::Uuid;
 
 use super::{Identity, Scope};
 
-/// What no token and no API key begins with.
-const PREFIX: &str = "crossfade-pass-";
+/// The prefix of every ticket, which keeps other credentials from being looked up.
+const PREFIX: &str = "crossfade-ticket-";
 
-/// Digests of the passes that count.
+/// Digests of the tickets that are valid.
 type Valid = Arc<Mutex<HashSet<[u8; 32]>>>;
 
-/// All passes of this process.
+/// The valid tickets of this process.
 #[derive(Clone, Default)]
 pub(super) struct InternalTickets(Valid);
 
@@ -28,7 +28,8 @@ impl fmt::Debug for InternalTickets {
 }
 
 impl InternalTickets {
-    pub(super) fn give(&self) -> InternalTicket {
+    /// A new ticket.
+    pub(super) fn issue(&self) -> InternalTicket {
         // 244 random bits.
         let text = format!("{PREFIX}{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         let digest = digest(&text);
@@ -36,22 +37,22 @@ impl InternalTickets {
         InternalTicket { text, digest, valid: Arc::clone(&self.0) }
     }
 
-    /// Whether it is one that counts.
-    pub(super) fn knows(&self, presented: &str) -> bool {
-        presented.starts_with(PREFIX) && self.0.lock().contains(&digest(presented))
+    /// Whether a credential is a valid ticket.
+    pub(super) fn contains(&self, credential: &str) -> bool {
+        credential.starts_with(PREFIX) && self.0.lock().contains(&digest(credential))
     }
 
-    /// Takes a pass, which counts no more.
-    pub(super) fn take(&self, presented: &str) -> Option<Arc<Identity>> {
-        if !presented.starts_with(PREFIX) || !self.0.lock().remove(&digest(presented)) {
+    /// Uses up a ticket. Returns the identity of this process, or none if the ticket is not valid.
+    pub(super) fn redeem(&self, credential: &str) -> Option<Arc<Identity>> {
+        if !credential.starts_with(PREFIX) || !self.0.lock().remove(&digest(credential)) {
             return None;
         }
         let (scopes, name) = (vec![Scope::Read], Some("the gateway itself".into()));
-        Some(Arc::new(Identity { scopes, name, own: true, ..Identity::default() }))
+        Some(Arc::new(Identity { scopes, name, internal: true, ..Identity::default() }))
     }
 }
 
-/// Lets its holder in once.
+/// A ticket, valid until it is used or dropped.
 pub struct InternalTicket {
     text: String,
     digest: [u8; 32],
@@ -59,7 +60,7 @@ pub struct InternalTicket {
 }
 
 impl InternalTicket {
-    /// What is to be shown.
+    /// The ticket's text, to send as a bearer token.
     pub fn reveal(&self) -> &str {
         &self.text
     }
@@ -67,7 +68,7 @@ impl InternalTicket {
 
 impl fmt::Debug for InternalTicket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(pass)")
+        f.write_str("(ticket)")
     }
 }
 
@@ -86,15 +87,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pass_counts_once_and_only_while_it_is_held() {
-        let passes = InternalTickets::default();
-        let pass = passes.give();
-        assert!(passes.knows(pass.reveal()));
-        assert!(passes.take(pass.reveal()).is_some_and(|identity| identity.own));
-        assert!(passes.take(pass.reveal()).is_none() && !passes.knows(pass.reveal()));
-        let text = passes.give().reveal().to_owned();
-        assert!(passes.take(&text).is_none());
-        assert!(passes.take("crossfade-pass-").is_none() && passes.take("").is_none());
-        assert!(InternalTickets::default().take(passes.give().reveal()).is_none());
+    fn a_ticket_is_valid_once_and_until_it_is_dropped() {
+        let tickets = InternalTickets::default();
+        let ticket = tickets.issue();
+        assert!(tickets.contains(ticket.reveal()));
+        assert!(tickets.redeem(ticket.reveal()).is_some_and(|identity| identity.internal));
+        assert!(tickets.redeem(ticket.reveal()).is_none() && !tickets.contains(ticket.reveal()));
+        let dropped = tickets.issue().reveal().to_owned();
+        assert!(tickets.redeem(&dropped).is_none());
+        assert!(tickets.redeem(PREFIX).is_none() && tickets.redeem("").is_none());
+        assert!(InternalTickets::default().redeem(tickets.issue().reveal()).is_none());
     }
 }

@@ -1,9 +1,8 @@
-//! The keys that tokens are verified with: those in the configuration, and those an identity
-//! provider publishes.
+//! Keys that verify tokens: `auth.keys` of the configuration, and the JWKS of an identity provider.
 //!
-//! Published keys are fetched in the background. A token with a name that is not known yet makes
-//! them be fetched at once, but not more often than every [`PAUSE`], by whoever comes first. While
-//! the provider is away the last keys count for `auth.jwks.keep`.
+//! The JWKS is fetched in the background every `auth.jwks.refresh`. A token with an unknown `kid` causes
+//! a fetch at once, but at most one every [`FETCH_INTERVAL_MIN`]. While fetches fail, the keys of the
+//! last successful one stay valid for `auth.jwks.keep`. This module verifies no token itself.
 
 use std::{
     path::Path,
@@ -23,22 +22,22 @@ use tracing::{debug, warn};
 use super::{AuthConfig, AuthError, JwksConfig, KeyAlgorithm, KeyConfig, Secret, TokenError};
 use crate::lifecycle::Stage;
 
-/// Published keys are fetched at most this often, however many unknown names come.
-const PAUSE: Duration = Duration::from_secs(5);
+/// The shortest time between two fetches of the JWKS, however many tokens have an unknown `kid`.
+const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(5);
 
-/// Bytes of a list of published keys.
-const LIST_BYTES: usize = 256 << 10;
+/// The largest JWKS, in bytes.
+const JWKS_BYTES: usize = 256 << 10;
 
-/// Bytes of an HS256 secret, by RFC 7518.
-const SECRET_BYTES: usize = 32;
+/// The shortest HS256 secret, in bytes (RFC 7518).
+const SECRET_BYTES_MIN: usize = 32;
 
-/// What a provider publishes.
+/// The document at `auth.jwks.url`.
 #[derive(Deserialize)]
-struct List {
+struct JwksDocument {
     keys: Vec<serde_json::Value>,
 }
 
-/// A key and what it is for.
+/// A verification key with its algorithm and, if it has one, its id.
 #[derive(Clone)]
 pub(super) struct Key {
     pub(super) kid: Option<String>,
@@ -52,32 +51,32 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// All keys.
+/// All verification keys.
 #[derive(Debug)]
 pub(super) struct KeyRing {
-    fixed: Vec<Key>,
-    published: Option<Arc<Published>>,
+    configured: Vec<Key>,
+    jwks: Option<Arc<JwksCache>>,
 }
 
 impl KeyRing {
     pub(super) fn new(config: &AuthConfig, stage: &Stage) -> Result<Self, AuthError> {
-        let fixed = config.keys.iter().enumerate().map(key).collect::<Result<_, _>>()?;
-        let published = config.jwks.as_ref().map(Published::new).transpose()?.map(Arc::new);
-        if let Some(published) = &published {
-            stage.spawn("jwks", keep_fresh(Arc::clone(published), stage.clone()));
+        let configured = config.keys.iter().enumerate().map(key).collect::<Result<_, _>>()?;
+        let jwks = config.jwks.as_ref().map(JwksCache::new).transpose()?.map(Arc::new);
+        if let Some(jwks) = &jwks {
+            stage.spawn("jwks", refresh(Arc::clone(jwks), stage.clone()));
         }
-        Ok(Self { fixed, published })
+        Ok(Self { configured, jwks })
     }
 
-    /// The keys that a token with this name in its head may be signed with.
+    /// The keys that may verify a token with this `kid`.
     pub(super) async fn find(&self, kid: Option<&str>) -> Result<Vec<Key>, TokenError> {
-        let fits = |key: &&Key| kid.is_none() || key.kid.is_none() || key.kid.as_deref() == kid;
-        let mut keys: Vec<Key> = self.fixed.iter().filter(fits).cloned().collect();
-        if let Some(published) = &self.published
+        let matches = |key: &&Key| kid.is_none() || key.kid.is_none() || key.kid.as_deref() == kid;
+        let mut keys: Vec<Key> = self.configured.iter().filter(matches).cloned().collect();
+        if let Some(jwks) = &self.jwks
             && keys.iter().all(|key| key.kid.is_none())
         {
-            match published.find(kid).await {
-                Ok(found) => keys.extend(found),
+            match jwks.find(kid).await {
+                Ok(fetched) => keys.extend(fetched),
                 Err(err) if keys.is_empty() => return Err(err),
                 Err(_) => {}
             }
@@ -86,117 +85,123 @@ impl KeyRing {
     }
 }
 
-/// Keys that an identity provider publishes.
+/// The JWKS of an identity provider, as it was fetched last.
 #[derive(Debug)]
-struct Published {
+struct JwksCache {
     config: JwksConfig,
     http: reqwest::Client,
     fetched: Mutex<Fetched>,
-    /// Held while they are fetched: whoever waits for it finds them fresh.
+    /// Held during a fetch, so that requests that need one at the same time share it.
     fetching: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Fetched {
     keys: Vec<Key>,
+    /// When the last fetch succeeded.
     at: Option<Instant>,
-    tried: Option<Instant>,
+    /// When the last fetch was tried.
+    tried_at: Option<Instant>,
 }
 
-impl Published {
+impl JwksCache {
     fn new(config: &JwksConfig) -> Result<Self, AuthError> {
-        let wrong = |reason: String| AuthError { key: "auth.jwks.url".to_owned(), reason };
-        let url: reqwest::Url = config.url.parse().map_err(|err| wrong(format!("{err}")))?;
+        let invalid = |reason: String| AuthError { key: "auth.jwks.url".to_owned(), reason };
+        let url: reqwest::Url = config.url.parse().map_err(|err| invalid(format!("{err}")))?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(wrong("it must not hold a password: addresses are shown".to_owned()));
+            let reason = "a URL with a user or password is not supported: URLs are logged";
+            return Err(invalid(reason.to_owned()));
         }
-        let here = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        if url.scheme() != "https" && !(url.scheme() == "http" && here) {
-            return Err(wrong("keys have to come over https, or from this machine".to_owned()));
+        let is_local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if url.scheme() != "https" && !(url.scheme() == "http" && is_local) {
+            let reason = "the URL has to be https, or http on localhost";
+            return Err(invalid(reason.to_owned()));
         }
-        // Needed once per process; a second installation changes nothing.
+        // Required once per process; installing it again has no effect.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .timeout(config.timeout)
             .redirect(reqwest::redirect::Policy::none())
             .build();
-        let http = http.map_err(|err| wrong(err.to_string()))?;
+        let http = http.map_err(|err| invalid(err.to_string()))?;
         let fetching = tokio::sync::Mutex::default();
         Ok(Self { config: config.clone(), http, fetched: Mutex::default(), fetching })
     }
 
     async fn find(&self, kid: Option<&str>) -> Result<Vec<Key>, TokenError> {
-        if let Some(keys) = self.known(kid) {
+        if let Some(keys) = self.cached(kid) {
             return Ok(keys);
         }
-        self.fetch(PAUSE).await;
-        if let Some(keys) = self.known(kid) {
+        self.fetch(FETCH_INTERVAL_MIN).await;
+        if let Some(keys) = self.cached(kid) {
             return Ok(keys);
         }
-        match self.are_old() {
+        match self.is_stale() {
             true => Err(TokenError::KeysUnavailable),
             false => Ok(Vec::new()),
         }
     }
 
-    fn known(&self, kid: Option<&str>) -> Option<Vec<Key>> {
-        if self.are_old() {
+    /// The keys with this `kid`; none if there is none, or if the last fetch is too long ago.
+    fn cached(&self, kid: Option<&str>) -> Option<Vec<Key>> {
+        if self.is_stale() {
             return None;
         }
-        let fits = |key: &&Key| kid.is_none() || key.kid.as_deref() == kid;
-        let keys: Vec<_> = self.fetched.lock().keys.iter().filter(fits).cloned().collect();
+        let matches = |key: &&Key| kid.is_none() || key.kid.as_deref() == kid;
+        let keys: Vec<_> = self.fetched.lock().keys.iter().filter(matches).cloned().collect();
         (!keys.is_empty()).then_some(keys)
     }
 
-    fn are_old(&self) -> bool {
+    fn is_stale(&self) -> bool {
         self.fetched.lock().at.is_none_or(|at| self.config.keep <= at.elapsed())
     }
 
-    /// Fetches them, unless that was tried within `pause`.
-    async fn fetch(&self, pause: Duration) {
-        let _turn = self.fetching.lock().await;
-        let tried = self.fetched.lock().tried.replace(Instant::now());
-        if tried.is_some_and(|tried| tried.elapsed() < pause) {
-            self.fetched.lock().tried = tried;
+    /// Fetches the JWKS, unless a fetch was tried within `min_interval`.
+    async fn fetch(&self, min_interval: Duration) {
+        let _fetching = self.fetching.lock().await;
+        let tried_at = self.fetched.lock().tried_at.replace(Instant::now());
+        if tried_at.is_some_and(|tried_at| tried_at.elapsed() < min_interval) {
+            self.fetched.lock().tried_at = tried_at;
             return;
         }
-        let list = self.list().await;
-        // Who waited meanwhile must not fetch once more.
-        self.fetched.lock().tried = Some(Instant::now());
-        match list {
+        let keys = self.download().await;
+        // The end of the fetch counts: requests that waited for it must not fetch again.
+        self.fetched.lock().tried_at = Some(Instant::now());
+        match keys {
             Ok(keys) => {
-                debug!(keys = keys.len(), "fetched the published keys");
+                debug!(keys = keys.len(), "fetched the keys of auth.jwks");
                 let mut fetched = self.fetched.lock();
                 fetched.keys = keys;
                 fetched.at = Some(Instant::now());
             }
             Err(reason) => warn!(
                 %reason,
-                "the published keys cannot be fetched: those of the last time count for auth.jwks.keep"
+                "auth.jwks cannot be fetched: the keys fetched before stay valid for auth.jwks.keep"
             ),
         }
     }
 
-    async fn list(&self) -> Result<Vec<Key>, String> {
+    async fn download(&self) -> Result<Vec<Key>, String> {
         let without_url = |err: reqwest::Error| err.without_url().to_string();
-        let answer = self.http.get(&self.config.url).send().await.map_err(without_url)?;
-        let mut answer = answer.error_for_status().map_err(without_url)?;
+        let response = self.http.get(&self.config.url).send().await.map_err(without_url)?;
+        let mut response = response.error_for_status().map_err(without_url)?;
         let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(without_url)? {
-            body.extend_from_slice(&piece);
-            if LIST_BYTES < body.len() {
-                return Err(format!("the list has more than {LIST_BYTES} bytes"));
+        while let Some(chunk) = response.chunk().await.map_err(without_url)? {
+            body.extend_from_slice(&chunk);
+            if JWKS_BYTES < body.len() {
+                return Err(format!("the document has more than {JWKS_BYTES} bytes"));
             }
         }
-        let list: List = serde_json::from_slice(&body).map_err(|err| err.to_string())?;
-        // One that is not understood is another's.
-        let known = list.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok());
-        Ok(known.filter_map(|key: Jwk| published_key(&key)).collect())
+        let jwks: JwksDocument = serde_json::from_slice(&body).map_err(|err| err.to_string())?;
+        // A key of an unknown kind is skipped: the provider may have it for other services.
+        let parsed = jwks.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok());
+        Ok(parsed.filter_map(|jwk: Jwk| key_from_jwk(&jwk)).collect())
     }
 }
 
-async fn keep_fresh(published: Arc<Published>, stage: Stage) {
-    let mut ticks = interval(published.config.refresh.max(PAUSE));
+/// Fetches the JWKS every `auth.jwks.refresh`.
+async fn refresh(jwks: Arc<JwksCache>, stage: Stage) {
+    let mut ticks = interval(jwks.config.refresh.max(FETCH_INTERVAL_MIN));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -204,14 +209,14 @@ async fn keep_fresh(published: Arc<Published>, stage: Stage) {
             () = stage.stopping().cancelled() => return,
         }
         tokio::select! {
-            () = published.fetch(Duration::ZERO) => {}
+            () = jwks.fetch(Duration::ZERO) => {}
             () = stage.stopping().cancelled() => return,
         }
     }
 }
 
-/// A published key, if it is of a kind that we verify with.
-fn published_key(jwk: &Jwk) -> Option<Key> {
+/// The verification key of a JWK; none if it is for encryption or of an unsupported algorithm.
+fn key_from_jwk(jwk: &Jwk) -> Option<Key> {
     if matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption)) {
         return None;
     }
@@ -228,7 +233,7 @@ fn published_key(jwk: &Jwk) -> Option<Key> {
             Algorithm::EdDSA
         }
         _ => {
-            debug!(kid = ?jwk.common.key_id, "a published key of another kind is passed over");
+            debug!(kid = ?jwk.common.key_id, "a key of auth.jwks was skipped: its algorithm is not supported");
             return None;
         }
     };
@@ -236,20 +241,20 @@ fn published_key(jwk: &Jwk) -> Option<Key> {
     Some(Key { kid: jwk.common.key_id.clone(), algorithm, decoding })
 }
 
-fn key((number, config): (usize, &KeyConfig)) -> Result<Key, AuthError> {
-    let name = format!("auth.keys[{number}]");
-    let wrong = |reason: &str| AuthError { key: name.clone(), reason: reason.to_owned() };
+fn key((index, config): (usize, &KeyConfig)) -> Result<Key, AuthError> {
+    let setting = format!("auth.keys[{index}]");
+    let invalid = |reason: &str| AuthError { key: setting.clone(), reason: reason.to_owned() };
     let inline = match config.algorithm {
         KeyAlgorithm::HS256 => config.secret.clone(),
         _ => config.public_key.clone().map(Secret::new),
     };
-    let text = secret(&name, inline.as_ref(), config.file.as_deref())?;
+    let text = secret(&setting, inline.as_ref(), config.file.as_deref())?;
     let pem = |decoding: jsonwebtoken::errors::Result<DecodingKey>| {
-        decoding.map_err(|_| wrong("that is no public key of this algorithm, in PEM"))
+        decoding.map_err(|_| invalid("not a public key of this algorithm in PEM"))
     };
     let (algorithm, decoding) = match config.algorithm {
-        KeyAlgorithm::HS256 if text.bytes().len() < SECRET_BYTES => {
-            return Err(wrong("the secret is too short: take at least 32 random bytes"));
+        KeyAlgorithm::HS256 if text.bytes().len() < SECRET_BYTES_MIN => {
+            return Err(invalid("the secret is too short: use 32 or more random bytes"));
         }
         KeyAlgorithm::HS256 => (Algorithm::HS256, DecodingKey::from_secret(text.bytes())),
         KeyAlgorithm::RS256 => (Algorithm::RS256, pem(DecodingKey::from_rsa_pem(text.bytes()))?),
@@ -259,20 +264,20 @@ fn key((number, config): (usize, &KeyConfig)) -> Result<Key, AuthError> {
     Ok(Key { kid: config.kid.clone(), algorithm, decoding })
 }
 
-/// What stands in the configuration or in the file it names. A file's last line break is not part of
-/// it.
+/// The secret of the setting `setting`: its inline value, or the content of its file without trailing
+/// line breaks.
 pub(super) fn secret(
-    name: &str,
+    setting: &str,
     inline: Option<&Secret>,
     file: Option<&Path>,
 ) -> Result<Secret, AuthError> {
-    let wrong = |reason: String| AuthError { key: name.to_owned(), reason };
+    let invalid = |reason: String| AuthError { key: setting.to_owned(), reason };
     match (inline, file) {
         (Some(secret), None) => Ok(secret.clone()),
         (None, Some(file)) => match std::fs::read_to_string(file) {
             Ok(text) => Ok(Secret::new(text.trim_end_matches(['\r', '\n']))),
-            Err(err) => Err(wrong(format!("{}: {err}", file.display()))),
+            Err(err) => Err(invalid(format!("{}: {err}", file.display()))),
         },
-        _ => Err(wrong("say what the key is: in place, or in a file, but not both".to_owned())),
+        _ => Err(invalid("set either the key itself or its file, not both".to_owned())),
     }
 }

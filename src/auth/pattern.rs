@@ -1,22 +1,23 @@
-//! Patterns of channel names: exact, or with `*` for any run of characters.
+//! Patterns of channel names, as grants of tokens use them: `*` matches any run of characters.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A pattern of channel names.
+/// A pattern of channel names: every `*` matches zero or more characters, all else matches itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
 
-/// Longest pattern, in bytes.
-const BYTES: usize = 200;
+/// The longest pattern, in bytes.
+const PATTERN_BYTES: usize = 200;
 
 impl Pattern {
-    /// Whether it is the pattern of this name. Never slower than the product of both lengths.
+    /// Whether the pattern matches a name. Takes time proportional to the product of both lengths at
+    /// most.
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
         let (mut p, mut n) = (0, 0);
-        // Where the last star was, and up to where it stands for something.
+        // The index of the last `*` in the pattern, and the end of what it matches in the name.
         let mut star: Option<(usize, usize)> = None;
         while n < name.len() {
             match pattern.get(p) {
@@ -29,10 +30,10 @@ impl Pattern {
                     n += 1;
                 }
                 _ => {
-                    let Some((at, upto)) = star else { return false };
-                    star = Some((at, upto + 1));
+                    let Some((at, end)) = star else { return false };
+                    star = Some((at, end + 1));
                     p = at + 1;
-                    n = upto + 1;
+                    n = end + 1;
                 }
             }
         }
@@ -44,8 +45,8 @@ impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(raw: &str) -> Result<Self, String> {
-        if raw.is_empty() || BYTES < raw.len() {
-            return Err(format!("a pattern has 1 to {BYTES} bytes, this one has {}", raw.len()));
+        if raw.is_empty() || PATTERN_BYTES < raw.len() {
+            return Err(format!("a pattern has 1 to {PATTERN_BYTES} bytes, not {}", raw.len()));
         }
         Ok(Self(raw.to_owned()))
     }
@@ -75,16 +76,16 @@ mod tests {
 
     use super::*;
 
-    fn naive(pattern: &[u8], name: &[u8]) -> bool {
+    fn matches_naively(pattern: &[u8], name: &[u8]) -> bool {
         match pattern {
             [] => name.is_empty(),
-            [b'*', rest @ ..] => (0..=name.len()).any(|skip| naive(rest, &name[skip..])),
-            [byte, rest @ ..] => name.first() == Some(byte) && naive(rest, &name[1..]),
+            [b'*', rest @ ..] => (0..=name.len()).any(|skip| matches_naively(rest, &name[skip..])),
+            [byte, rest @ ..] => name.first() == Some(byte) && matches_naively(rest, &name[1..]),
         }
     }
 
     #[test]
-    fn a_star_stands_for_any_run() {
+    fn a_star_matches_any_run_of_characters() {
         let matches = |pattern: &str, name| pattern.parse::<Pattern>().unwrap().matches(name);
         assert!(matches("orders:*", "orders:42") && matches("*", "a") && matches("a", "a"));
         assert!(matches("orders:*:lines", "orders:4:2:lines") && matches("orders:*", "orders:"));
@@ -93,9 +94,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_trying_everything(pattern in "[ab*]{1,8}", name in "[ab]{0,10}") {
-            let quick = pattern.parse::<Pattern>().unwrap().matches(&name);
-            prop_assert_eq!(quick, naive(pattern.as_bytes(), name.as_bytes()));
+        fn matching_agrees_with_a_naive_search(pattern in "[ab*]{1,8}", name in "[ab]{0,10}") {
+            let matched = pattern.parse::<Pattern>().unwrap().matches(&name);
+            prop_assert_eq!(matched, matches_naively(pattern.as_bytes(), name.as_bytes()));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What somebody may do in a channel. Pure.
+//! Permissions: which identity may subscribe, publish, see presence or read history in a channel. Pure.
 
 use std::collections::HashMap;
 
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::{Identity, Scope};
 use crate::protocol::Channel;
 
-/// What somebody does in a channel.
+/// An action in a channel, as rules and the grants of tokens name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verb {
-    /// Having its events delivered.
+    /// Receive its events.
     Subscribe,
-    /// Adding an event.
+    /// Append an event.
     Publish,
-    /// Seeing who is there, and being seen.
+    /// See its members and become one.
     Presence,
-    /// Reading its log.
+    /// Read its log.
     History,
 }
 
 impl Verb {
-    /// For a sentence: somebody may not … a channel.
+    /// The action in a sentence: "you may not … orders:42".
     pub const fn as_words(self) -> &'static str {
         match self {
             Self::Subscribe => "subscribe to",
@@ -33,42 +33,47 @@ impl Verb {
     }
 }
 
-/// Who may do something in a namespace.
+/// Which identities a rule allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
-    /// Everybody who is served at all.
+    /// Every client, anonymous ones too if they are served.
     Anyone,
-    /// Whoever has a token with a user.
+    /// Clients whose token names a user (`sub`) or grants the action in the channel.
     Authenticated,
-    /// Whoever's token names the channel.
+    /// Clients whose token grants the action in the channel.
     Token,
-    /// Nobody but backend services.
+    /// No client, only backend services by their API key.
     Nobody,
 }
 
-/// Who may do what in a namespace.
+/// The rules of a namespace: which identities may do what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// Who may have events delivered.
+    /// For receiving events.
     pub subscribe: Access,
-    /// Who may publish.
+    /// For publishing.
     pub publish: Access,
-    /// Who may see and be seen.
+    /// For seeing members and becoming one.
     pub presence: Access,
-    /// Who may read the log.
+    /// For reading the log.
     pub history: Access,
 }
 
 impl Rules {
-    /// What holds where nothing is said.
-    pub fn standard(development: bool) -> Self {
+    /// The rules of namespaces without their own: in development every client may do everything.
+    pub fn defaults(development: bool) -> Self {
         if development {
             let anyone = Access::Anyone;
             return Self { subscribe: anyone, publish: anyone, presence: anyone, history: anyone };
         }
-        let known = Access::Authenticated;
-        Self { subscribe: known, publish: Access::Token, presence: known, history: known }
+        let authenticated = Access::Authenticated;
+        Self {
+            subscribe: authenticated,
+            publish: Access::Token,
+            presence: authenticated,
+            history: authenticated,
+        }
     }
 
     fn of(self, verb: Verb) -> Access {
@@ -89,17 +94,19 @@ pub struct Permissions {
 }
 
 impl Permissions {
-    /// Those of `by_namespace`, and `default` for every other.
+    /// The rules of `by_namespace`, and `default` for every other namespace.
     pub fn new(default: Rules, by_namespace: HashMap<String, Rules>) -> Self {
         Self { default, by_namespace }
     }
 
-    /// Whether somebody may do this. A name that ends in `#USER` is that user's own, and services'.
-    pub fn allow(&self, identity: &Identity, verb: Verb, channel: &Channel) -> bool {
-        if identity.has(if verb == Verb::Publish { Scope::Publish } else { Scope::Read }) {
+    /// Whether an identity may do `verb` in a channel. A channel whose name ends in `#USER` belongs to
+    /// that user: other clients have no access, whatever the rules and their grants say, and the user
+    /// needs no grant except to publish. Services need the scope only.
+    pub fn allows(&self, identity: &Identity, verb: Verb, channel: &Channel) -> bool {
+        if identity.has_scope(if verb == Verb::Publish { Scope::Publish } else { Scope::Read }) {
             return true;
         }
-        // With a second # it would be unclear whose it is: then it is nobody's.
+        // A second # would make the owner ambiguous: such a channel has none, and no client has access.
         let owner = channel.as_str().split_once('#').map(|(_, owner)| owner);
         let owner = owner.map(|owner| if owner.contains('#') { "" } else { owner });
         let owns = owner.is_some() && owner == identity.user.as_ref().map(|user| user.as_str());
@@ -134,12 +141,12 @@ mod tests {
     }
 
     #[test]
-    fn who_may_do_what() {
+    fn each_access_level_allows_its_identities() {
         use Access::{Anyone, Authenticated, Nobody, Token};
         let anonymous = identity(None, None);
-        let known = identity(Some("42"), None);
+        let authenticated = identity(Some("42"), None);
         let granted = identity(None, Some("room:*"));
-        for (access, anonymous_may, known_may, granted_may) in [
+        for (access, anonymous_allowed, authenticated_allowed, granted_allowed) in [
             (Anyone, true, true, true),
             (Authenticated, false, true, true),
             (Token, false, false, true),
@@ -148,38 +155,42 @@ mod tests {
             let rules =
                 Rules { subscribe: access, publish: access, presence: Nobody, history: access };
             let permissions =
-                Permissions::new(Rules::standard(false), [("room".to_owned(), rules)].into());
+                Permissions::new(Rules::defaults(false), [("room".to_owned(), rules)].into());
             let room = "room:1".parse().unwrap();
-            let may = |who, verb| permissions.allow(who, verb, &room);
-            assert_eq!(may(&anonymous, Verb::Subscribe), anonymous_may, "{access:?}");
-            assert_eq!(may(&known, Verb::Subscribe), known_may, "{access:?}");
-            assert_eq!(may(&granted, Verb::Publish), granted_may, "{access:?}");
-            // The grant names two verbs; the others follow the rule.
-            let by_rule = access == Anyone;
-            assert_eq!(may(&granted, Verb::History), by_rule, "{access:?}");
-            assert!(!may(&granted, Verb::Presence), "{access:?}");
+            let allows = |identity, verb| permissions.allows(identity, verb, &room);
+            assert_eq!(allows(&anonymous, Verb::Subscribe), anonymous_allowed, "{access:?}");
+            assert_eq!(
+                allows(&authenticated, Verb::Subscribe),
+                authenticated_allowed,
+                "{access:?}"
+            );
+            assert_eq!(allows(&granted, Verb::Publish), granted_allowed, "{access:?}");
+            // The grant has two verbs; the others follow the rule.
+            let allowed_by_rule = access == Anyone;
+            assert_eq!(allows(&granted, Verb::History), allowed_by_rule, "{access:?}");
+            assert!(!allows(&granted, Verb::Presence), "{access:?}");
         }
     }
 
     #[test]
-    fn a_users_own_channel_is_nobody_elses() {
-        let permissions = Permissions::new(Rules::standard(true), HashMap::new());
+    fn a_users_own_channel_is_closed_to_other_users() {
+        let permissions = Permissions::new(Rules::defaults(true), HashMap::new());
         let inbox = "inbox:#42".parse().unwrap();
-        assert!(permissions.allow(&identity(Some("42"), None), Verb::Subscribe, &inbox));
+        assert!(permissions.allows(&identity(Some("42"), None), Verb::Subscribe, &inbox));
         for other in
             [identity(None, None), identity(Some("4"), None), identity(Some("7"), Some("*"))]
         {
             for verb in [Verb::Subscribe, Verb::Publish, Verb::Presence, Verb::History] {
-                assert!(!permissions.allow(&other, verb, &inbox));
+                assert!(!permissions.allows(&other, verb, &inbox));
             }
         }
-        let unclear = "inbox:#a#42".parse().unwrap();
+        let ambiguous = "inbox:#a#42".parse().unwrap();
         for user in ["42", "a#42", "a"] {
-            assert!(!permissions.allow(&identity(Some(user), None), Verb::Subscribe, &unclear));
+            assert!(!permissions.allows(&identity(Some(user), None), Verb::Subscribe, &ambiguous));
         }
-        let strict = Permissions::new(Rules::standard(false), HashMap::new());
-        assert!(strict.allow(&identity(Some("42"), None), Verb::History, &inbox));
-        assert!(!strict.allow(&identity(Some("42"), None), Verb::Publish, &inbox));
-        assert!(strict.allow(&identity(Some("42"), Some("inbox:*")), Verb::Publish, &inbox));
+        let strict = Permissions::new(Rules::defaults(false), HashMap::new());
+        assert!(strict.allows(&identity(Some("42"), None), Verb::History, &inbox));
+        assert!(!strict.allows(&identity(Some("42"), None), Verb::Publish, &inbox));
+        assert!(strict.allows(&identity(Some("42"), Some("inbox:*")), Verb::Publish, &inbox));
     }
 }

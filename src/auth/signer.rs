@@ -1,4 +1,4 @@
-//! Making tokens, for development and tests. A gateway in service only verifies them.
+//! Signing tokens, for `crossfade token`, development and tests. A running gateway only verifies them.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 
 use super::{AuthConfig, AuthError, Claims, KeyAlgorithm, Secret, keys};
 
-/// Signs tokens.
+/// A signer of tokens, with one key.
 pub struct Signer {
     header: Header,
     key: EncodingKey,
@@ -19,49 +19,49 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// With the first secret in the settings.
+    /// A signer with the first HS256 secret of `auth.keys`.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn of_settings(config: &AuthConfig) -> Result<Self, AuthError> {
+    /// If there is none, or it cannot be read.
+    pub fn from_config(config: &AuthConfig) -> Result<Self, AuthError> {
         let mut keys = config.keys.iter().enumerate();
-        let Some((number, key)) = keys.find(|(_, key)| key.algorithm == KeyAlgorithm::HS256) else {
+        let Some((index, key)) = keys.find(|(_, key)| key.algorithm == KeyAlgorithm::HS256) else {
             return Err(AuthError {
                 key: "auth.keys".to_owned(),
-                reason: "there is no HS256 key to sign with: add one, or name a private key with \
+                reason: "there is no HS256 key to sign with: add one, or pass a private key with \
                          --key-file and --algorithm"
                     .to_owned(),
             });
         };
-        let name = format!("auth.keys[{number}]");
-        let secret = keys::secret(&name, key.secret.as_ref(), key.file.as_deref())?;
+        let setting = format!("auth.keys[{index}]");
+        let secret = keys::secret(&setting, key.secret.as_ref(), key.file.as_deref())?;
         Ok(Self::new(Algorithm::HS256, EncodingKey::from_secret(secret.bytes()), key.kid.clone()))
     }
 
-    /// With a key in a file.
+    /// A signer with the private key in a file: PEM, or the secret itself for HS256.
     ///
     /// # Errors
-    /// When it is not one of the algorithm.
+    /// If the file cannot be read, or the key is not one of the algorithm.
     pub fn from_file(file: &Path, algorithm: &str, kid: Option<String>) -> Result<Self, AuthError> {
-        let wrong = |reason: String| AuthError { key: file.display().to_string(), reason };
+        let invalid = |reason: String| AuthError { key: file.display().to_string(), reason };
         let text = keys::secret(&file.display().to_string(), None, Some(file))?;
-        let algorithm: Algorithm = algorithm
-            .parse()
-            .map_err(|_| wrong(format!("{algorithm} is none of HS256, RS256, ES256 and EdDSA")))?;
+        let algorithm: Algorithm = algorithm.parse().map_err(|_| {
+            invalid(format!("{algorithm} is not one of HS256, RS256, ES256, EdDSA"))
+        })?;
         let key = Self::key(algorithm, &text).ok_or_else(|| {
-            wrong(format!("that is no private key for {algorithm:?}: PEM, PKCS#8"))
+            invalid(format!("not a private key for {algorithm:?} in PEM, PKCS#8"))
         })?;
         Ok(Self::new(algorithm, key, kid))
     }
 
-    /// The token.
+    /// Signs a token with these claims.
     ///
     /// # Errors
-    /// When the key cannot sign.
+    /// If the key cannot sign.
     pub fn sign(&self, claims: &Claims) -> Result<String, AuthError> {
         encode(&self.header, claims, &self.key).map_err(|err| AuthError {
-            key: "the key".to_owned(),
-            reason: format!("it cannot sign: {err}"),
+            key: "the signing key".to_owned(),
+            reason: format!("it cannot sign the token: {err}"),
         })
     }
 

@@ -1,5 +1,6 @@
-//! From a token to an identity. What a token says about itself decides nothing: the algorithm is the
-//! key's.
+//! Verifies JWTs and turns their claims into an [`Identity`].
+//!
+//! The key decides the algorithm, never the token's header.
 
 use std::{
     sync::Arc,
@@ -19,122 +20,124 @@ use super::{
 };
 use crate::protocol::{Channel, Data, ErrorCode, UserId};
 
-/// Longest token, in bytes.
+/// The longest token, in bytes.
 pub const TOKEN_BYTES: usize = 8 << 10;
 
-/// Most grants, groups, and bytes of `info`.
-const GRANTS: usize = 100;
-const GROUPS: usize = 100;
-const INFO_BYTES: usize = 1024;
+/// The most grants and groups of a token, and the most bytes of its `info`.
+const GRANTS_MAX: usize = 100;
+const GROUPS_MAX: usize = 100;
+const INFO_BYTES_MAX: usize = 1024;
 
-/// Who somebody is. The default is nobody in particular.
+/// The authenticated identity of a client or caller. The default is the anonymous one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Whose token it was.
+    /// The user, from `sub`.
     pub user: Option<UserId>,
-    /// What the user belongs to.
+    /// The groups of the user, which rollouts can be limited to.
     pub groups: Vec<String>,
-    /// What others are shown.
+    /// Public information about the user, shown to other members of a channel.
     pub info: Option<Data>,
-    /// Until when it counts.
+    /// When the token expires, with `auth.leeway` added.
     pub expires_at: Option<SystemTime>,
-    /// What the token allows by itself.
+    /// What the token grants in channels.
     pub grants: Vec<Grant>,
-    /// What the API key is for; none for a client.
+    /// The scopes of the API key; empty for a client.
     pub scopes: Vec<Scope>,
-    /// Whose API key it is, for the journal.
+    /// The name of the API key, for the rollout journal.
     pub name: Option<Arc<str>>,
-    /// The gateway itself, which tries what it serves: it counts in no figures of a rollout.
-    pub own: bool,
+    /// The gateway itself, by an internal ticket: its sessions count in no measurement of a rollout.
+    pub internal: bool,
 }
 
 impl Identity {
-    /// Whether it is a service with this scope.
-    pub fn has(&self, scope: Scope) -> bool {
+    /// Whether it is a service with this scope or `admin`.
+    pub fn has_scope(&self, scope: Scope) -> bool {
         self.scopes.contains(&Scope::Admin) || self.scopes.contains(&scope)
     }
 
-    /// Whether the token allows this by itself.
+    /// Whether the token grants `verb` in a channel.
     pub fn grants(&self, verb: Verb, channel: &Channel) -> bool {
-        let names = |grant: &Grant| grant.pattern.matches(channel.as_str());
-        self.grants.iter().any(|grant| grant.verbs.contains(&verb) && names(grant))
+        let matches = |grant: &Grant| grant.pattern.matches(channel.as_str());
+        self.grants.iter().any(|grant| grant.verbs.contains(&verb) && matches(grant))
     }
 }
 
-/// What a token allows in channels of a pattern.
+/// What a token allows in the channels that match a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// Which channels.
+    /// The channels.
     pub pattern: Pattern,
-    /// What.
+    /// The allowed actions.
     pub verbs: Vec<Verb>,
 }
 
-/// What stands in a token. Others are passed over.
+/// The claims of a token. Other claims are ignored.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Claims {
-    /// Whose it is.
+    /// The user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
-    /// Until when it counts, in seconds since 1970.
+    /// When the token expires, in seconds since 1970.
     pub exp: u64,
-    /// From when on.
+    /// From when the token is valid, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbf: Option<u64>,
-    /// Who made it.
+    /// The issuer, compared with `auth.issuer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
-    /// Whom it is for.
+    /// The audience, a text or a list of texts, compared with `auth.audience`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aud: Option<serde_json::Value>,
-    /// What it allows.
+    /// The grants, 100 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<Grant>,
-    /// What others are shown.
+    /// Public information about the user, 1 KiB of JSON at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info: Option<serde_json::Value>,
-    /// What the user belongs to.
+    /// The groups of the user, 100 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
 }
 
-/// Why a token does not count.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum TokenError {
-    /// No JWT.
-    #[error("the token is no JWT of at most {TOKEN_BYTES} bytes")]
+    /// It is not a JWT, or too long.
+    #[error("the token is not a JWT of at most {TOKEN_BYTES} bytes")]
     Malformed,
-    /// No key of that name.
-    #[error("no key is known by the name in the token's head (kid): was it made for this gateway?")]
+    /// The gateway has no key with its `kid`.
+    #[error(
+        "the gateway has no key for this token (kid in its header): was it issued for this gateway?"
+    )]
     UnknownKey,
-    /// Signed by somebody else, or in another way than the key is for.
-    #[error("the token's signature is not that of a known key with its algorithm")]
+    /// The signature does not match, or has another algorithm than the key.
+    #[error("the token's signature is invalid, or its algorithm (alg) is not the key's")]
     BadSignature,
-    /// Too late.
+    /// It has expired (`exp`).
     #[error("the token has expired: get a new one")]
     Expired,
-    /// Too early.
-    #[error("the token does not count yet (nbf)")]
+    /// It is not valid yet (`nbf`).
+    #[error("the token is not valid yet (nbf)")]
     NotYetValid,
-    /// Made by another.
-    #[error("the token's issuer (iss) is not the one this gateway trusts")]
+    /// Its issuer (`iss`) is not `auth.issuer`.
+    #[error("the token's issuer (iss) is not the one this gateway accepts")]
     WrongIssuer,
-    /// Made for another.
+    /// Its audience (`aud`) is not `auth.audience`.
     #[error("the token's audience (aud) is not this gateway")]
     WrongAudience,
-    /// Something in it is missing or cannot be.
+    /// A claim is missing or invalid.
     #[error(
-        "the token's claims are not what they have to be: exp is required, sub is text, \
-             channels a list of {{\"pattern\",\"verbs\"}}, info at most 1 KiB of JSON"
+        "the token's claims are invalid: exp is required, sub is text, channels a list of \
+             {{\"pattern\",\"verbs\"}}, info at most 1 KiB of JSON"
     )]
     BadClaims,
-    /// Not the client's fault.
-    #[error("the keys to verify tokens with cannot be fetched now: try again")]
+    /// `auth.jwks` cannot be fetched: the token may be valid.
+    #[error("the keys that verify tokens cannot be fetched at the moment: try again")]
     KeysUnavailable,
 }
 
 impl TokenError {
-    /// The code it goes out with.
+    /// The error code for the client.
     pub fn code(self) -> ErrorCode {
         match self {
             Self::Expired => ErrorCode::TokenExpired,
@@ -144,7 +147,7 @@ impl TokenError {
     }
 }
 
-/// Verifies tokens.
+/// The verifier of tokens: keys, and what claims have to be.
 #[derive(Debug)]
 pub(super) struct Verifier {
     ring: KeyRing,
@@ -159,67 +162,68 @@ impl Verifier {
         Self { ring, leeway, issuer, audience }
     }
 
+    /// The identity of a token, if one of the keys with its `kid` verifies it.
     pub(super) async fn verify(&self, token: &str) -> Result<Identity, TokenError> {
         if TOKEN_BYTES < token.len() {
             return Err(TokenError::Malformed);
         }
-        let head = decode_header(token).map_err(|_| TokenError::Malformed)?;
-        let keys = self.ring.find(head.kid.as_deref()).await?;
-        let mut refused = TokenError::UnknownKey;
+        let header = decode_header(token).map_err(|_| TokenError::Malformed)?;
+        let keys = self.ring.find(header.kid.as_deref()).await?;
+        let mut error = TokenError::UnknownKey;
         for key in &keys {
-            match self.with(key, &head, token) {
+            match self.verify_with(key, &header, token) {
                 Ok(claims) => return self.identity(claims),
-                Err(TokenError::BadSignature) => refused = TokenError::BadSignature,
+                Err(TokenError::BadSignature) => error = TokenError::BadSignature,
                 Err(other) => return Err(other),
             }
         }
-        Err(refused)
+        Err(error)
     }
 
-    fn with(&self, key: &Key, head: &Header, token: &str) -> Result<Claims, TokenError> {
-        if head.alg != key.algorithm {
+    fn verify_with(&self, key: &Key, header: &Header, token: &str) -> Result<Claims, TokenError> {
+        if header.alg != key.algorithm {
             return Err(TokenError::BadSignature);
         }
-        let mut rules = Validation::new(key.algorithm);
-        rules.leeway = self.leeway.as_secs();
-        rules.validate_nbf = true;
-        rules.set_required_spec_claims(&["exp"]);
+        let mut validation = Validation::new(key.algorithm);
+        validation.leeway = self.leeway.as_secs();
+        validation.validate_nbf = true;
+        validation.set_required_spec_claims(&["exp"]);
         if let Some(issuer) = &self.issuer {
-            rules.set_issuer(&[issuer]);
-            rules.required_spec_claims.insert("iss".to_owned());
+            validation.set_issuer(&[issuer]);
+            validation.required_spec_claims.insert("iss".to_owned());
         }
         if let Some(audience) = &self.audience {
-            rules.set_audience(&[audience]);
-            rules.required_spec_claims.insert("aud".to_owned());
+            validation.set_audience(&[audience]);
+            validation.required_spec_claims.insert("aud".to_owned());
         }
-        let decoded: Result<TokenData<Claims>, Error> = decode(token, &key.decoding, &rules);
-        decoded.map(|token| token.claims).map_err(|err| why(&err))
+        let decoded: Result<TokenData<Claims>, Error> = decode(token, &key.decoding, &validation);
+        decoded.map(|token| token.claims).map_err(|err| token_error(&err))
     }
 
     fn identity(&self, claims: Claims) -> Result<Identity, TokenError> {
         let user = claims.sub.map(|sub| sub.parse::<UserId>()).transpose();
         let info = claims.info.filter(|info| !info.is_null()).map(|info| info.to_string());
-        let too_much = GRANTS < claims.channels.len()
-            || GROUPS < claims.groups.len()
-            || info.as_ref().is_some_and(|info| INFO_BYTES < info.len());
-        if too_much {
+        let exceeds_limits = GRANTS_MAX < claims.channels.len()
+            || GROUPS_MAX < claims.groups.len()
+            || info.as_ref().is_some_and(|info| INFO_BYTES_MAX < info.len());
+        if exceeds_limits {
             return Err(TokenError::BadClaims);
         }
-        let until = Duration::from_secs(claims.exp).saturating_add(self.leeway);
+        let expires_after = Duration::from_secs(claims.exp).saturating_add(self.leeway);
         Ok(Identity {
             user: user.map_err(|_| TokenError::BadClaims)?,
             groups: claims.groups,
             info: info.map(|info| Data::lenient(&info)),
-            expires_at: SystemTime::UNIX_EPOCH.checked_add(until),
+            expires_at: SystemTime::UNIX_EPOCH.checked_add(expires_after),
             grants: claims.channels,
             name: None,
-            own: false,
+            internal: false,
             scopes: Vec::new(),
         })
     }
 }
 
-fn why(err: &Error) -> TokenError {
+fn token_error(err: &Error) -> TokenError {
     match err.kind() {
         ErrorKind::ExpiredSignature => TokenError::Expired,
         ErrorKind::ImmatureSignature => TokenError::NotYetValid,

@@ -25,7 +25,7 @@ use tokio::{
 
 use self::simulated_user::User;
 use crate::{
-    config::{Config, Vars},
+    config::{Config, EnvVars},
     gateway::Gateway,
     lifecycle::{self, Stage},
     rollout::flag::TRANSPORT,
@@ -62,11 +62,11 @@ pub(super) struct Crowd {
 const STEPS: [(u32, u64); 5] = [(1, 15), (5, 15), (25, 20), (50, 20), (100, 20)];
 
 pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let mut config = Config::parse("", &Vars::of_process())?;
+    let mut config = Config::parse("", &EnvVars::from_process())?;
     config.server.listen = args.listen.unwrap_or(config.server.listen);
     config.rollout.drain.rate = 50;
     config.telemetry.log = "warn".to_owned();
-    telemetry::start(&config.telemetry)?;
+    telemetry::init(&config.telemetry)?;
     let gateway = Gateway::bind(config).await?;
     let addr = gateway.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();
@@ -150,7 +150,7 @@ async fn watch(crowd: &Crowd, args: &DemoArgs) -> anyhow::Result<()> {
     let mut keys = BufReader::new(tokio::io::stdin()).lines();
     let mut listening = args.fault_after.is_none();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let mut interrupted = std::pin::pin!(lifecycle::interrupted()?);
+    let mut interrupted = std::pin::pin!(lifecycle::shutdown_signal()?);
     let mut last = String::new();
     loop {
         tokio::select! {

@@ -70,7 +70,7 @@ pub(super) async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
         pause: PAUSES.0,
     };
     let url = args.target.join("/ws").replacen("http", "ws", 1);
-    let stop = crate::lifecycle::interrupted()?;
+    let stop = crate::lifecycle::shutdown_signal()?;
     tokio::select! {
         ended = tail.follow(&url) => ended,
         () = stop => Ok(ExitCode::SUCCESS),

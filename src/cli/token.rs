@@ -56,7 +56,7 @@ pub(super) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.settings.config.as_deref())?;
     let signer = match (&args.key_file, &args.algorithm) {
         (Some(file), Some(algorithm)) => Signer::from_file(file, algorithm, args.kid.clone())?,
-        _ => Signer::of_settings(&config.auth)?,
+        _ => Signer::from_config(&config.auth)?,
     };
     let now = lifecycle::unix_ms() / 1000;
     let claims = Claims {

@@ -17,7 +17,7 @@ use crate::{
 
 /// How a session appears in presence.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct MemberDetails {
     /// The session's user.
     pub user: Option<UserId>,
     /// The `info` claim of the user's token.
@@ -52,7 +52,7 @@ impl Cluster {
         self: &Arc<Self>,
         channel: &Channel,
         session: MemberId,
-        look: Look,
+        look: MemberDetails,
     ) -> Option<PresenceHandle> {
         let mut state = self.state.lock();
         let local = state.local.get(&(channel.clone(), session)).map(|local| &local.member);
@@ -60,7 +60,7 @@ impl Cluster {
         if look.state.is_none() && before.is_none() {
             return None;
         }
-        let Look { user, info, state: member_state } = look;
+        let MemberDetails { user, info, state: member_state } = look;
         let member = Arc::new(Member {
             session,
             user,

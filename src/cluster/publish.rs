@@ -62,7 +62,7 @@ async fn flush(cluster: &Cluster) {
         loop {
             retry.tick().await;
             let publication = Publication { channel: own_log(), draft: draft.clone() };
-            if cluster.node.note(publication).await {
+            if cluster.node.append_internal(publication).await {
                 break;
             }
         }

@@ -141,7 +141,7 @@ impl Cluster {
     }
 
     /// The id of this run of this process.
-    pub fn me(&self) -> NodeId {
+    pub fn node_id(&self) -> NodeId {
         self.me
     }
 

@@ -71,7 +71,7 @@ impl Client {
     /// Bytes of memory that the client takes in this process, the kernel's buffers not counted.
     pub(super) fn memory(&self, state: &ClientState) -> u64 {
         let unsent: usize = state.unsent.iter().map(Bytes::len).sum();
-        (size_of::<Self>() + unsent + state.session.bytes_elsewhere()) as u64
+        (size_of::<Self>() + unsent + state.session.heap_bytes()) as u64
     }
 
     /// Queues a frame after what is unsent already.

@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     auth::Identity,
-    cluster::Look,
+    cluster::MemberDetails,
     protocol::{Data, MemberId, UserId},
     rollout::assignment::Unit,
-    session::{Allowance, Session, Subscription},
+    session::{Session, Subscription, TokenBucket},
     wire::Replies,
 };
 
@@ -36,9 +36,9 @@ pub(super) struct ClientState {
     /// The admission permit, given back when the connection ends.
     pub(super) permit: Option<Box<dyn AdmissionPermit>>,
     /// How many frames the client may send.
-    pub(super) frame_allowance: Allowance,
+    pub(super) frame_bucket: TokenBucket,
     /// How many events it may publish.
-    pub(super) publish_allowance: Allowance,
+    pub(super) publish_bucket: TokenBucket,
     /// The session had a connection before, and may be a member of some channel's presence.
     pub(super) resumed: bool,
     /// The session's claim has been published and not been read back yet.
@@ -71,7 +71,7 @@ pub(super) struct WriteState {
 impl ClientState {
     /// The state of a client that has not authenticated and subscribes to nothing.
     pub(super) fn new(session: Session<ActiveSubscription>, replies: Box<dyn Replies>) -> Self {
-        let allowance = Allowance::full(Instant::now());
+        let bucket = TokenBucket::full(Instant::now());
         Self {
             write: WriteState::default(),
             unsent: VecDeque::new(),
@@ -79,8 +79,8 @@ impl ClientState {
             replies,
             identity: None,
             permit: None,
-            frame_allowance: allowance,
-            publish_allowance: allowance,
+            frame_bucket: bucket,
+            publish_bucket: bucket,
             resumed: false,
             claim_pending: false,
             migrated: false,
@@ -108,7 +108,7 @@ impl ClientState {
     pub(super) fn close(&mut self) -> Vec<Subscription<ActiveSubscription>> {
         self.closed = true;
         self.permit = None;
-        self.session.close_all()
+        self.session.unsubscribe_all()
     }
 
     /// Whether the connection has ended.
@@ -151,9 +151,9 @@ impl ClientState {
     }
 
     /// How the session appears in presence, with this state.
-    pub(super) fn look(&self, state: Option<Data>) -> Look {
+    pub(super) fn member_details(&self, state: Option<Data>) -> MemberDetails {
         let info = self.identity.as_ref().and_then(|identity| identity.info.clone());
-        Look { user: self.user(), info, state }
+        MemberDetails { user: self.user(), info, state }
     }
 
     /// The unit that rollouts decide for: the user, the client's own durable id, or the session.
@@ -168,6 +168,6 @@ impl ClientState {
 
     /// Whether it is a synthetic session of the gateway's own validation.
     pub(super) fn is_synthetic(&self) -> bool {
-        self.identity.as_ref().is_some_and(|identity| identity.own)
+        self.identity.as_ref().is_some_and(|identity| identity.internal)
     }
 }

@@ -50,7 +50,7 @@ pub async fn obey(
 fn release(connections: &Arc<Connections>, node: NodeId, claim: Claim, stage: &Stage) {
     connections.record_reconnect(claim.session, claim.overlap);
     for client in connections.clients_of(claim.session) {
-        if node == connections.cluster.me() && client.number == claim.connection {
+        if node == connections.cluster.node_id() && client.number == claim.connection {
             presence_requests::rejoin(connections, &client);
             continue;
         }

@@ -65,7 +65,7 @@ impl Client {
                 self.resend_presence(&mut state);
                 continue;
             }
-            let Some(subscription) = state.session.behind(far_behind) else {
+            let Some(subscription) = state.session.next_behind(far_behind) else {
                 return far_behind.map_or(WriteOutcome::Done, WriteOutcome::CatchUp);
             };
             let tag = subscription.tag;
@@ -193,7 +193,7 @@ impl Client {
         (entries, frames): (&[Arc<LogEntry>], &[Bytes]),
         mut written: usize,
     ) {
-        let Some(subscription) = state.session.get_mut(tag) else { return };
+        let Some(subscription) = state.session.by_tag(tag) else { return };
         let mut delivered = 0;
         for (entry, frame) in entries.iter().zip(frames) {
             if written == 0 && !frame.is_empty() {
@@ -212,7 +212,7 @@ impl Client {
 
     /// The entry as this client receives it; empty for a repeat, which is not shown.
     fn encoded(&self, state: &ClientState, tag: Tag, entry: &LogEntry) -> Bytes {
-        if !entry.is_shown() {
+        if !entry.is_visible() {
             return Bytes::new();
         }
         let encoded = entry.frame(self.format);
@@ -226,7 +226,7 @@ impl Client {
     /// Whether the client receives the same bytes as all other readers. A stream of several channels
     /// that resumes by the last event does not: each event states its positions in all of them.
     fn shares_encodings(&self, state: &ClientState) -> bool {
-        !self.format.states_positions || state.session.tells_one_position()
+        !self.format.states_positions || state.session.has_single_position()
     }
 
     fn leave_to_task(&self, subscription: &mut Subscription<ActiveSubscription>) {
@@ -239,8 +239,8 @@ impl Client {
     /// Wakes the task unless the whole batch is out: it writes the rest, or finds the client gone.
     fn wake_unless_written(&self, state: &mut ClientState, tag: Tag, batch: &Batch, alive: bool) {
         let in_part = !state.unsent.is_empty();
-        if let Some(subscription) = state.session.get_mut(tag)
-            && (in_part || !alive || !subscription.holds(batch.ends_at()))
+        if let Some(subscription) = state.session.by_tag(tag)
+            && (in_part || !alive || !subscription.has_delivered(batch.ends_at()))
         {
             self.leave_to_task(subscription);
         }
@@ -252,8 +252,8 @@ impl Reader for Client {
         let mut guard = self.state();
         let state = &mut *guard;
         let shared = self.shares_encodings(state);
-        let Some(subscription) = state.session.get_mut(tag) else { return };
-        if subscription.holds(batch.ends_at()) {
+        let Some(subscription) = state.session.by_tag(tag) else { return };
+        if subscription.has_delivered(batch.ends_at()) {
             return;
         }
         let follows = subscription.cursor == batch.starts_after();
@@ -273,7 +273,7 @@ impl Reader for Client {
         let written = self.try_write(&mut state.write, std::slice::from_ref(joined));
         if written.as_ref().is_ok_and(|written| *written == joined.len()) {
             subscription.cursor = batch.ends_at();
-            self.delivered.inc_by(batch.shown() as u64);
+            self.delivered.inc_by(batch.visible_count() as u64);
             return;
         }
         let frames: SmallVec<[Bytes; 16]> =
@@ -284,7 +284,7 @@ impl Reader for Client {
     }
 
     fn wake(&self, tag: Tag) {
-        if let Some(subscription) = self.state().session.get_mut(tag) {
+        if let Some(subscription) = self.state().session.by_tag(tag) {
             self.leave_to_task(subscription);
         }
     }
@@ -295,7 +295,7 @@ impl PresenceSubscriber for Client {
         let mut guard = self.state();
         let state = &mut *guard;
         let writable = state.unsent.is_empty() && !state.write.full;
-        let Some(subscription) = state.session.get_mut(tag) else { return };
+        let Some(subscription) = state.session.by_tag(tag) else { return };
         let Some(presence) = &mut subscription.link.presence else { return };
         if diff.number <= presence.number || presence.stale {
             return;

@@ -155,7 +155,7 @@ impl Migrator {
             Destination::Transport(Transport::WebSocket) => i64::from(a.bucket),
             _ => -i64::from(a.bucket),
         });
-        counts.id = self.connections.cluster.me().to_string();
+        counts.id = self.connections.cluster.node_id().to_string();
         counts.node = self.connections.node.name().to_string();
         counts.at = lifecycle::unix_ms();
         counts.version = record.as_ref().map_or(0, |record| record.flag.version);

@@ -51,7 +51,7 @@ impl Connections {
                 return Some(frame.refused(ErrorCode::SessionUnknown, message));
             }
             let (rate, burst) = (self.limits.frames_per_second, self.limits.frames_burst);
-            if state.frame_allowance.take(Instant::now(), rate, burst) {
+            if state.frame_bucket.take(Instant::now(), rate, burst) {
                 self.check(&mut state, &frame)
             } else {
                 self.count_refused("frames_per_second");

@@ -22,7 +22,7 @@ pub(super) fn subscribe(
     tag: Tag,
 ) -> Option<Box<PresenceFrame>> {
     let receiver: Arc<dyn PresenceSubscriber> = Arc::<Client>::clone(client);
-    let subscription = state.session.get_mut(tag)?;
+    let subscription = state.session.by_tag(tag)?;
     let (subscriber, view) =
         connections.cluster.subscribe_presence(&subscription.channel, receiver, tag);
     let number = view.number;
@@ -42,12 +42,12 @@ pub(super) fn join(
     if member_state.is_none() && state.claim_pending {
         return;
     }
-    let (member, look) = (state.member(), state.look(member_state));
+    let (member, details) = (state.member(), state.member_details(member_state));
     let identity = state.identity.clone().unwrap_or_default();
-    if let Some(subscription) = state.session.get_mut(tag)
-        && connections.auth.may(&identity, Verb::Presence, &subscription.channel)
+    if let Some(subscription) = state.session.by_tag(tag)
+        && connections.auth.allows(&identity, Verb::Presence, &subscription.channel)
     {
-        let membership = connections.cluster.join(&subscription.channel, member, look);
+        let membership = connections.cluster.join(&subscription.channel, member, details);
         subscription.link.membership = membership.map(Box::new);
     }
 }
@@ -56,11 +56,13 @@ pub(super) fn join(
 pub(super) fn rejoin(connections: &Connections, client: &Client) {
     let mut state = client.state();
     state.claim_pending = false;
-    let (member, look) = (state.member(), state.look(None));
+    let (member, details) = (state.member(), state.member_details(None));
     let identity = state.identity.clone().unwrap_or_default();
     for Subscription { channel, link, .. } in state.session.subscriptions() {
-        if link.membership.is_none() && connections.auth.may(&identity, Verb::Presence, channel) {
-            link.membership = connections.cluster.join(channel, member, look.clone()).map(Box::new);
+        if link.membership.is_none() && connections.auth.allows(&identity, Verb::Presence, channel)
+        {
+            link.membership =
+                connections.cluster.join(channel, member, details.clone()).map(Box::new);
             if link.left_presence
                 && let Some(membership) = link.membership.take()
             {
@@ -79,8 +81,8 @@ pub(super) fn set_state(
     member_state: Option<Data>,
 ) -> ServerFrame {
     let mut state = client.state();
-    let (member, look) = (state.member(), state.look(member_state.clone()));
-    if let Some(subscription) = state.session.get(&channel) {
+    let (member, details) = (state.member(), state.member_details(member_state.clone()));
+    if let Some(subscription) = state.session.by_channel(&channel) {
         subscription.link.left_presence = member_state.is_none();
         let membership = &mut subscription.link.membership;
         match (membership.take(), member_state) {
@@ -88,12 +90,12 @@ pub(super) fn set_state(
                 *membership = if joined.update(member_state) {
                     Some(joined)
                 } else {
-                    connections.cluster.join(&channel, member, look).map(Box::new)
+                    connections.cluster.join(&channel, member, details).map(Box::new)
                 };
             }
             (Some(joined), None) => joined.leave(),
             (None, Some(_)) => {
-                *membership = connections.cluster.join(&channel, member, look).map(Box::new);
+                *membership = connections.cluster.join(&channel, member, details).map(Box::new);
             }
             (None, None) => {}
         }

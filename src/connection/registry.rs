@@ -134,7 +134,7 @@ impl Connections {
             return Err(frame.refused(ErrorCode::TokenExpired, message));
         }
         for (verb, channel) in required_permissions(frame) {
-            if !self.auth.may(identity, verb, channel) {
+            if !self.auth.allows(identity, verb, channel) {
                 self.count_refused("forbidden");
                 let message = format!("you may not {} {channel}", verb.as_words());
                 return Err(frame.refused(ErrorCode::Forbidden, message));
@@ -143,7 +143,7 @@ impl Connections {
         state.session.check(frame, &self.limits)?;
         let (rate, burst) = (self.limits.publishes_per_second, self.limits.publishes_burst);
         let publishes = matches!(frame, ClientFrame::Publish { .. });
-        if publishes && !state.publish_allowance.take(Instant::now(), rate, burst) {
+        if publishes && !state.publish_bucket.take(Instant::now(), rate, burst) {
             self.count_refused("publishes_per_second");
             let message = format!("a session may publish {rate} events a second: wait a moment");
             return Err(frame.refused(ErrorCode::LimitExceeded, message));

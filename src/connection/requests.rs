@@ -78,7 +78,7 @@ pub(super) async fn authenticate(
     request: ConnectRequest,
     token: Token,
 ) {
-    match connections.auth.identify(token.reveal()).await {
+    match connections.auth.authenticate(token.reveal()).await {
         Ok(identity) => {
             if client.state().admit_identity(identity) {
                 connections.open_session(client, request);
@@ -116,7 +116,7 @@ async fn renew(
     token: Option<Token>,
 ) -> ServerFrame {
     let token = token.as_ref().map_or("", Token::reveal);
-    let identity = match connections.auth.identify(token).await {
+    let identity = match connections.auth.authenticate(token).await {
         Ok(identity) => identity,
         Err(err) => return ServerFrame::Error { id, code: err.code(), message: err.to_string() },
     };
@@ -142,7 +142,7 @@ fn revoke(
     state: &mut ClientState,
     identity: &Identity,
 ) {
-    let may = |verb, channel: &Channel| connections.auth.may(identity, verb, channel);
+    let may = |verb, channel: &Channel| connections.auth.allows(identity, verb, channel);
     let mut revoked = Vec::new();
     for Subscription { channel, link, .. } in state.session.subscriptions() {
         if !may(Verb::Subscribe, channel) {
@@ -156,7 +156,7 @@ fn revoke(
         }
     }
     for channel in revoked {
-        drop(state.session.close(&channel));
+        drop(state.session.unsubscribe(&channel));
         client.node.metrics().subscriptions.dec();
         let code = Some(ErrorCode::Forbidden);
         client.send(state, &ServerFrame::Unsubscribed { id: None, channel, code });
@@ -164,7 +164,7 @@ fn revoke(
 }
 
 fn unsubscribe(client: &Client, channel: &Channel) {
-    let closed = client.state().session.close(channel);
+    let closed = client.state().session.unsubscribe(channel);
     if let Some(subscription) = closed {
         client.node.metrics().subscriptions.dec();
         if let Some(membership) = subscription.link.membership {

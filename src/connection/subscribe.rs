@@ -50,7 +50,8 @@ pub(super) async fn subscribe(
         connections.record_resume(&mut state, (since, start.head), start.lost);
     }
     let (position, recovered) = (start.head, start.recovered);
-    let tag = state.session.open(channel.clone(), start.cursor, ActiveSubscription::new(handle));
+    let tag =
+        state.session.subscribe(channel.clone(), start.cursor, ActiveSubscription::new(handle));
     client.node.metrics().subscriptions.inc();
     let presence = presence
         .then(|| presence_requests::subscribe(connections, client, &mut state, tag))
@@ -96,7 +97,7 @@ pub(super) async fn open_stream(
     }
     // The token may have been renewed with fewer permissions while the broker was asked.
     let identity = state.identity.clone().unwrap_or_default();
-    attached.retain(|(channel, ..)| connections.auth.may(&identity, Verb::Subscribe, channel));
+    attached.retain(|(channel, ..)| connections.auth.allows(&identity, Verb::Subscribe, channel));
     if let Some(preamble) = state.replies.preamble(connections.config.sse_retry) {
         client.send_bytes(&mut state, preamble);
     }
@@ -106,7 +107,7 @@ pub(super) async fn open_stream(
             connections.record_resume(&mut state, (since, start.head), start.lost);
         }
         let link = ActiveSubscription::new(handle);
-        subscribed.push((state.session.open(channel, start.cursor, link), start));
+        subscribed.push((state.session.subscribe(channel, start.cursor, link), start));
         client.node.metrics().subscriptions.inc();
     }
     let welcome = connections.welcome(state.session.id(), None);
@@ -116,7 +117,7 @@ pub(super) async fn open_stream(
             .then(|| presence_requests::subscribe(connections, client, &mut state, tag))
             .flatten();
         presence_requests::join(connections, &mut state, tag, None);
-        let channel = state.session.get_mut(tag).map(|subscription| subscription.channel.clone());
+        let channel = state.session.by_tag(tag).map(|subscription| subscription.channel.clone());
         if let Some((channel, frame)) = channel.zip(members) {
             client.send(&mut state, &ServerFrame::Presence { channel, frame });
         }
@@ -131,7 +132,7 @@ pub(super) async fn open_stream(
 pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
     let read = |client: &Client| {
         let mut state = client.state();
-        state.session.get_mut(tag).map(|s| (s.channel.clone(), s.cursor))
+        state.session.by_tag(tag).map(|s| (s.channel.clone(), s.cursor))
     };
     let Some((channel, cursor)) = read(&client) else { return };
     client.node.metrics().catch_ups.inc();
@@ -142,7 +143,7 @@ pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
         return;
     };
     let mut state = client.state();
-    let Some(subscription) = state.session.get_mut(tag) else { return };
+    let Some(subscription) = state.session.by_tag(tag) else { return };
     if subscription.cursor != cursor || subscription.channel != channel {
         return;
     }
@@ -165,7 +166,7 @@ pub(super) async fn catch_up(client: Arc<Client>, tag: Tag) {
         .into_iter()
         .map(|(offset, event)| {
             let position = Position::new(slice.epoch, offset);
-            let repeat = client.node.was_shown_before(&channel, position, &event);
+            let repeat = client.node.was_delivered_before(&channel, position, &event);
             Arc::new(LogEntry::new(channel.clone(), position, event, repeat))
         })
         .collect();
@@ -191,7 +192,7 @@ fn begin(client: &Arc<Client>, state: &mut ClientState, tag: Tag, start: Start) 
         client.reset(state, tag, start.cursor, reason);
     }
     let reader = Arc::clone(client);
-    if let Some(subscription) = state.session.get_mut(tag) {
+    if let Some(subscription) = state.session.by_tag(tag) {
         subscription.link.channel.attach(reader, tag);
     }
 }

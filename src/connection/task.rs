@@ -266,7 +266,7 @@ impl Connection {
     fn accept(&mut self, receiver: &mut Receiver, input: Input) -> Result<(), CloseCode> {
         let limits = &self.connections.limits;
         let (rate, burst) = (limits.frames_per_second, limits.frames_burst);
-        if !self.client.state().frame_allowance.take(Instant::now(), rate, burst) {
+        if !self.client.state().frame_bucket.take(Instant::now(), rate, burst) {
             return Err(CloseCode::RateLimited);
         }
         match input {

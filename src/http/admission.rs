@@ -28,7 +28,7 @@ use crate::{
     connection::AdmissionPermit,
     metrics::RefusedLabel,
     protocol::{CloseCode, ErrorCode, ServerFrame, UserId},
-    session::Allowance,
+    session::TokenBucket,
     wire::sse,
 };
 
@@ -84,7 +84,7 @@ struct Counters {
     clients: usize,
     by_ip: HashMap<Network, usize>,
     by_user: HashMap<Arc<str>, usize>,
-    arrival_rates: LruCache<Network, Allowance>,
+    arrival_rates: LruCache<Network, TokenBucket>,
 }
 
 impl AdmissionControl {
@@ -196,8 +196,8 @@ impl Counters {
 
     fn arrival_allowed(&mut self, config: &AdmissionConfig, network: Network) -> bool {
         let now = Instant::now();
-        let allowance = self.arrival_rates.get_or_insert_mut(network, || Allowance::full(now));
-        let allowed = allowance.take(now, config.arrivals_per_second, config.arrivals_burst);
+        let bucket = self.arrival_rates.get_or_insert_mut(network, || TokenBucket::full(now));
+        let allowed = bucket.take(now, config.arrivals_per_second, config.arrivals_burst);
         if MAX_TRACKED_NETWORKS < self.arrival_rates.len() {
             self.arrival_rates.pop_lru();
         }

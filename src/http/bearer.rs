@@ -20,7 +20,10 @@ impl AppState {
     ///
     /// # Errors
     /// 401 without a valid token or API key.
-    pub(super) async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Identity>, ApiError> {
+    pub(super) async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<Arc<Identity>, ApiError> {
         self.require_identity(self.identify(headers, None).await?)
     }
 
@@ -37,15 +40,19 @@ impl AppState {
 
     /// The identity of a request with a valid token, else none. Refuses and counts nothing: for
     /// requests that the legacy upstream authenticates.
-    pub(super) async fn try_identify(&self, headers: &HeaderMap, uri: &Uri) -> Option<Arc<Identity>> {
+    pub(super) async fn try_identify(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+    ) -> Option<Arc<Identity>> {
         let credential = credential(headers, uri.query())?;
-        self.connections.auth.identify(&credential).await.ok()
+        self.connections.auth.authenticate(&credential).await.ok()
     }
 
     /// Whether the request is from a validation session of the gateway itself.
     pub(super) fn is_internal(&self, headers: &HeaderMap) -> bool {
         let credential = credential(headers, None);
-        credential.is_some_and(|credential| self.connections.auth.is_pass(&credential))
+        credential.is_some_and(|credential| self.connections.auth.is_valid_ticket(&credential))
     }
 
     /// # Errors
@@ -56,7 +63,8 @@ impl AppState {
     ) -> Result<Arc<Identity>, ApiError> {
         identity.ok_or_else(|| {
             self.connections.count_refused("unauthenticated");
-            let message = "authentication required: send Authorization: Bearer with a token or an API key";
+            let message =
+                "authentication required: send Authorization: Bearer with a token or an API key";
             ApiError::new(ErrorCode::Unauthorised, message)
         })
     }
@@ -69,8 +77,10 @@ impl AppState {
         match credential(headers, query) {
             None => Ok(self.connections.auth.anonymous()),
             Some(credential) => {
-                let identified = self.connections.auth.identify(&credential).await;
-                identified.map(Some).inspect_err(|_| self.connections.count_refused("invalid_token"))
+                let identified = self.connections.auth.authenticate(&credential).await;
+                identified
+                    .map(Some)
+                    .inspect_err(|_| self.connections.count_refused("invalid_token"))
             }
         }
     }
@@ -85,7 +95,7 @@ impl AppState {
         verb: Verb,
         channel: &Channel,
     ) -> Result<(), ApiError> {
-        if self.connections.auth.may(identity, verb, channel) {
+        if self.connections.auth.allows(identity, verb, channel) {
             return Ok(());
         }
         self.connections.count_refused("forbidden");
@@ -98,7 +108,7 @@ impl AppState {
     /// # Errors
     /// 403 without the scope.
     pub(super) fn require_scope(&self, identity: &Identity, scope: Scope) -> Result<(), ApiError> {
-        if self.connections.auth.operates(identity, scope) {
+        if self.connections.auth.allows_scope(identity, scope) {
             return Ok(());
         }
         self.connections.count_refused("forbidden");
@@ -121,7 +131,8 @@ fn credential(headers: &HeaderMap, query: Option<&str>) -> Option<String> {
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
     });
     // A header with another scheme is an invalid credential, not an anonymous request.
-    let from_header = bearer.or_else(|| headers.contains_key(header::AUTHORIZATION).then(String::new));
+    let from_header =
+        bearer.or_else(|| headers.contains_key(header::AUTHORIZATION).then(String::new));
     from_header.or_else(|| {
         let mut pairs = form_urlencoded::parse(query?.as_bytes());
         pairs.find(|(key, _)| key == "token").map(|(_, token)| token.into_owned())

@@ -65,7 +65,7 @@ pub(super) async fn open(
             app.authorize(&identity, Verb::Presence, channel)?;
         }
     }
-    let permit = match app.admit(&request, identity.own) {
+    let permit = match app.admit(&request, identity.internal) {
         Ok(permit) => Box::new(permit),
         Err(refusal) => return Ok(refusal.into_stream()),
     };

@@ -1,4 +1,4 @@
-//! Follows a channel's log within this process: event by event, with the same guarantees as a client.
+//! A follower of one channel's log within this process: event by event, in order, each once.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// Bytes of entries taken from the ring, and events read from the broker, at a time.
-const BYTES: usize = 64 << 10;
-const EVENTS: usize = 256;
+const READ_BYTES: usize = 64 << 10;
+const READ_EVENTS: usize = 256;
 
-/// Pause before the broker is asked again.
+/// Pause before the broker is read again.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A reader of one channel.
@@ -24,7 +24,8 @@ pub struct Follower {
     handle: ChannelHandle,
     cursor: Position,
     wake: Arc<WakeOnAppend>,
-    ready: VecDeque<(Position, Event)>,
+    /// Events that were read and not returned yet.
+    buffered: VecDeque<(Position, Event)>,
 }
 
 /// The next step in a log.
@@ -60,8 +61,8 @@ impl Follower {
         let wake = Arc::new(WakeOnAppend::default());
         let reader: Arc<dyn Reader> = Arc::<WakeOnAppend>::clone(&wake);
         handle.attach(reader, 0);
-        let ready = VecDeque::new();
-        Ok(Self { node: Arc::clone(node), handle, cursor: start.cursor, wake, ready })
+        let buffered = VecDeque::new();
+        Ok(Self { node: Arc::clone(node), handle, cursor: start.cursor, wake, buffered })
     }
 
     /// The position after which it reads on.
@@ -72,11 +73,11 @@ impl Follower {
     /// Waits for the next step.
     pub async fn next(&mut self) -> Step {
         loop {
-            if let Some((position, event)) = self.ready.pop_front() {
+            if let Some((position, event)) = self.buffered.pop_front() {
                 self.cursor = position;
                 return Step::Event(position, event);
             }
-            match self.handle.log().read_after(self.cursor, BYTES) {
+            match self.handle.log().read_after(self.cursor, READ_BYTES) {
                 Read::Entries(entries) => self.take(&entries),
                 Read::UpToDate => self.wake.0.notified().await,
                 Read::OtherEpoch(head) => return self.lost(head),
@@ -91,8 +92,8 @@ impl Follower {
 
     fn take(&mut self, entries: &[Arc<LogEntry>]) {
         for entry in entries {
-            if entry.is_shown() {
-                self.ready.push_back((entry.position, entry.event().clone()));
+            if entry.is_visible() {
+                self.buffered.push_back((entry.position, entry.event().clone()));
             } else {
                 self.cursor = entry.position;
             }
@@ -107,7 +108,8 @@ impl Follower {
     /// Reads on from the broker's log. Returns the head if the next event is not there any more.
     async fn read(&mut self) -> Option<Position> {
         let channel = self.handle.log().channel();
-        let Ok(slice) = self.node.read(channel, Range::After(self.cursor.offset), EVENTS).await
+        let Ok(slice) =
+            self.node.read(channel, Range::After(self.cursor.offset), READ_EVENTS).await
         else {
             self.wait().await;
             return None;
@@ -123,8 +125,8 @@ impl Follower {
         if next != Some(self.cursor.offset + 1) {
             return Some(head);
         }
-        let place = |(offset, event)| (Position::new(slice.epoch, offset), event);
-        self.ready.extend(slice.events.into_iter().map(place));
+        let entry = |(offset, event)| (Position::new(slice.epoch, offset), event);
+        self.buffered.extend(slice.events.into_iter().map(entry));
         None
     }
 

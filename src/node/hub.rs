@@ -32,6 +32,9 @@ use crate::{
 /// Entries that a repair reads at a time.
 const PAGE: usize = 256;
 
+/// Heads in one request to the broker.
+const HEADS_PER_REQUEST: usize = 1000;
+
 /// First and longest pause between two tries to read missing entries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -47,9 +50,9 @@ pub struct Hub {
     locks: Box<[tokio::sync::Mutex<()>]>,
     hasher: RandomState,
     broker: Arc<dyn Broker>,
-    reading: Arc<LogReader>,
+    log_reader: Arc<LogReader>,
     ring: RingLimits,
-    delivered: Delivered,
+    delivered: DeliveredIds,
     metrics: Arc<Metrics>,
     stage: Stage,
     this: Weak<Self>,
@@ -58,7 +61,7 @@ pub struct Hub {
 impl Hub {
     /// A hub without channels.
     pub(super) fn new(
-        (broker, reading): (Arc<dyn Broker>, Arc<LogReader>),
+        (broker, log_reader): (Arc<dyn Broker>, Arc<LogReader>),
         ring: RingLimits,
         (dedup_size, dedup_age): (NonZeroUsize, Duration),
         metrics: Arc<Metrics>,
@@ -69,9 +72,9 @@ impl Hub {
             locks: (0..LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             broker,
-            reading,
+            log_reader,
             ring,
-            delivered: Delivered::new(dedup_size, dedup_age),
+            delivered: DeliveredIds::new(dedup_size, dedup_age),
             metrics,
             stage,
             this: this.clone(),
@@ -95,7 +98,7 @@ impl Hub {
             if !channel.is_reserved() {
                 self.metrics.channels.inc();
             }
-            self.follow_up(&open_channel, open_channel.log.open(head), false);
+            self.dispatch(&open_channel, open_channel.log.open(head), false);
         }
         Ok(handle)
     }
@@ -123,32 +126,33 @@ impl Hub {
         }
     }
 
-    /// Takes an entry from the feed. `more_waits` says that the feed has more.
-    pub fn ingest(&self, entry: Entry, more_waits: bool) {
+    /// Takes an entry from the feed. `more_queued` says that the feed has more entries.
+    pub fn ingest(&self, entry: Entry, more_queued: bool) {
         let Some(open_channel) = self.open_channel(&entry.channel) else { return };
         let Entry { channel, position, event } = entry;
         let repeat = |event: &Event| self.is_repeat(&channel, position, event);
         let next = open_channel.log.ingest(position, event, repeat);
-        self.follow_up(&open_channel, next, more_waits);
+        self.dispatch(&open_channel, next, more_queued);
     }
 
     /// Takes a report that a log has its head at `position`.
     pub fn observe_head(&self, channel: &Channel, position: Position) {
         let Some(open_channel) = self.open_channel(channel) else { return };
-        self.follow_up(&open_channel, open_channel.log.observe_head(position), false);
+        self.dispatch(&open_channel, open_channel.log.observe_head(position), false);
     }
 
-    /// Compares every open log's head with the broker's, and repairs those that lack entries.
+    /// Compares every open log's head with the broker's, and repairs logs that lack entries. One request
+    /// to the broker per thousand channels.
     ///
     /// # Errors
     /// When the broker is unavailable.
-    pub async fn verify(&self) -> Result<(), BrokerError> {
+    pub async fn check_heads(&self) -> Result<(), BrokerError> {
         let known: Vec<_> = self
             .open_channels
             .iter()
             .filter_map(|open_channel| Some((open_channel.key().clone(), open_channel.log.head()?)))
             .collect();
-        for known in known.chunks(1000) {
+        for known in known.chunks(HEADS_PER_REQUEST) {
             let heads = self.broker.verify(known).await?;
             for ((channel, _), head) in known.iter().zip(heads) {
                 self.observe_head(channel, head);
@@ -158,15 +162,20 @@ impl Hub {
     }
 
     /// The open channels, each with the number of its readers on this node.
-    pub fn occupied(&self) -> Vec<(Channel, usize)> {
+    pub fn reader_counts(&self) -> Vec<(Channel, usize)> {
         let open =
             self.open_channels.iter().filter(|open_channel| !open_channel.key().is_reserved());
         open.map(|open_channel| (open_channel.key().clone(), open_channel.log.readers())).collect()
     }
 
     /// Whether an event was delivered before, under an earlier offset.
-    pub fn was_shown_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
-        self.delivered.was_shown_before(channel, position, event)
+    pub fn was_delivered_before(
+        &self,
+        channel: &Channel,
+        position: Position,
+        event: &Event,
+    ) -> bool {
+        self.delivered.was_delivered_before(channel, position, event)
     }
 
     fn open_channel(&self, channel: &Channel) -> Option<Arc<OpenChannel>> {
@@ -190,12 +199,13 @@ impl Hub {
         repeat
     }
 
-    fn follow_up(&self, open_channel: &Arc<OpenChannel>, next: Next, more_waits: bool) {
+    fn dispatch(&self, open_channel: &Arc<OpenChannel>, next: Next, more_queued: bool) {
         match next {
             Next::None => {}
-            // Few readers are served inline. Many get a task, so that other channels go on; so do few
-            // where the feed has more, which may be for them and then goes out in the same write.
-            Next::FanOut if open_channel.log.readers() <= BLOCK_SIZE && !more_waits => {
+            // Few readers are served inline. Many readers get a task, so that the pump continues with
+            // other channels. So do few readers while the feed has more entries: if those are for the
+            // same channel, they go out in the same write.
+            Next::FanOut if open_channel.log.readers() <= BLOCK_SIZE && !more_queued => {
                 fan_out_inline(&open_channel.log)
             }
             Next::FanOut => self.stage.spawn_client(fan_out_task(Arc::clone(open_channel))),
@@ -213,7 +223,7 @@ impl Hub {
         loop {
             let after = Range::After(open_channel.log.missing_after());
             let slice = tokio::select! {
-                slice = self.reading.read(open_channel.log.channel(), after, PAGE) => slice,
+                slice = self.log_reader.read(open_channel.log.channel(), after, PAGE) => slice,
                 () = self.stage.stopping().cancelled() => return,
             };
             let Ok(slice) = slice else {
@@ -255,7 +265,7 @@ pub struct OpenChannel {
     idle_since: Mutex<Option<Instant>>,
     /// Held while the ring is filled from the broker, so that many readers that resume at once cause one
     /// read.
-    filling: tokio::sync::Mutex<()>,
+    backfill: tokio::sync::Mutex<()>,
 }
 
 impl OpenChannel {
@@ -264,7 +274,7 @@ impl OpenChannel {
             log: ChannelLog::new(channel, ring),
             handles: AtomicUsize::new(0),
             idle_since: Mutex::new(Some(Instant::now())),
-            filling: tokio::sync::Mutex::default(),
+            backfill: tokio::sync::Mutex::default(),
         }
     }
 
@@ -304,17 +314,17 @@ impl ChannelHandle {
 
     /// Fills the ring from the broker's log back to `offset`, so that all readers that resume there are
     /// served from it with one read.
-    pub(super) async fn fill_back_to(
+    pub(super) async fn backfill_to(
         &self,
-        reading: &LogReader,
+        log_reader: &LogReader,
         offset: u64,
     ) -> Result<(), BrokerError> {
-        let _filling = self.open_channel.filling.lock().await;
+        let _backfill = self.open_channel.backfill.lock().await;
         let log = &self.open_channel.log;
         let (until, free) = log.free_before();
-        let lacking = usize::try_from(until.saturating_sub(offset)).unwrap_or(usize::MAX);
-        if !log.covers(offset) && lacking <= free {
-            log.prepend(reading.read(log.channel(), Range::Until(until), lacking).await?);
+        let missing = usize::try_from(until.saturating_sub(offset)).unwrap_or(usize::MAX);
+        if !log.covers(offset) && missing <= free {
+            log.prepend(log_reader.read(log.channel(), Range::Until(until), missing).await?);
         }
         Ok(())
     }
@@ -325,7 +335,7 @@ impl Drop for ChannelHandle {
         if let Some(slot) = self.slot {
             self.open_channel.log.detach(slot);
         }
-        // Before the count: whoever reads zero finds the time of it.
+        // Before the count: `idle_for` must not find zero handles with an old time.
         *self.open_channel.idle_since.lock() = Some(Instant::now());
         self.open_channel.handles.fetch_sub(1, Ordering::AcqRel);
     }
@@ -360,14 +370,14 @@ async fn fan_out(log: &ChannelLog) {
 /// that lost the id but not the entry, or a second feed. It is half as long as the broker's, so that an
 /// id that may be published again is never dropped here.
 #[derive(Debug)]
-struct Delivered(Mutex<DedupWindow<(Channel, MessageId), Position>>);
+struct DeliveredIds(Mutex<DedupWindow<(Channel, MessageId), Position>>);
 
-impl Delivered {
+impl DeliveredIds {
     fn new(size: NonZeroUsize, age: Duration) -> Self {
         Self(Mutex::new(DedupWindow::new(size, age / 2)))
     }
 
-    fn was_shown_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
+    fn was_delivered_before(&self, channel: &Channel, position: Position, event: &Event) -> bool {
         let key = (channel.clone(), event.id.clone());
         let first = self.0.lock().get(&key, event.time);
         first.is_some_and(|first| is_earlier(first, position))

@@ -152,7 +152,7 @@ impl ChannelLog {
             let repeat = is_repeat(&event);
             let entry = LogEntry::new(self.channel.clone(), position, event, repeat);
             state.append(entry, self.limits);
-            return state.fan_out();
+            return state.start_fan_out();
         }
         state.reported_head = state.reported_head.max_by_offset(position);
         state.start_repair()
@@ -203,7 +203,7 @@ impl ChannelLog {
             state.append(entry, self.limits);
         }
         state.repairing = state.next_offset() <= reached.offset || state.is_behind_reported_head();
-        Repaired { again: state.repairing, next: state.fan_out(), discontinuous }
+        Repaired { again: state.repairing, next: state.start_fan_out(), discontinuous }
     }
 
     /// The entries after `cursor`, about `budget` bytes of them.
@@ -369,7 +369,8 @@ impl State {
         self.reported_head = None;
     }
 
-    fn fan_out(&mut self) -> Next {
+    /// Starts a fan-out if there are entries to offer and none is running.
+    fn start_fan_out(&mut self) -> Next {
         let has_new = self.head.is_some_and(|head| self.offered < head.offset);
         if !has_new || std::mem::replace(&mut self.fanning_out, true) {
             return Next::None;
@@ -386,7 +387,7 @@ impl State {
         Next::Repair
     }
 
-    /// Whether the broker's log is said to hold more than this one, or to be another.
+    /// Whether a reported head is beyond this log's head, or of another epoch.
     fn is_behind_reported_head(&self) -> bool {
         let (Some(head), Some(reported_head)) = (self.head, self.reported_head) else {
             return false;
@@ -406,7 +407,7 @@ impl State {
         }
     }
 
-    /// Where in the ring the entry behind `offset` is.
+    /// The index in the ring of the entry after `offset`.
     fn index_after(&self, offset: u64) -> Option<usize> {
         let oldest = self.ring.front()?.position.offset;
         let index = usize::try_from((offset + 1).checked_sub(oldest)?).ok()?;
@@ -414,7 +415,7 @@ impl State {
     }
 }
 
-/// The further of two rumours. One of another epoch counts as further: it has to be looked into.
+/// The higher of two reported heads. One of another epoch counts as higher: a repair has to check it.
 trait MaxByOffset {
     fn max_by_offset(self, other: Position) -> Self;
 }
@@ -422,8 +423,8 @@ trait MaxByOffset {
 impl MaxByOffset for Option<Position> {
     fn max_by_offset(self, other: Position) -> Self {
         match self {
-            Some(known) if known.epoch == other.epoch && other.offset <= known.offset => {
-                Some(known)
+            Some(reported) if reported.epoch == other.epoch && other.offset <= reported.offset => {
+                Some(reported)
             }
             _ => Some(other),
         }

@@ -1,7 +1,7 @@
-//! Reads slices of the broker's logs within bounds: bytes of one read, and reads at the same time.
+//! Bounded reads of the broker's logs: bytes of one read, and concurrent reads.
 //!
-//! A broker counts events, and an event may have a quarter of a megabyte. So a slice is read in pages
-//! whose size follows from how large the events turn out to be.
+//! A broker limits a read by the number of events, and an event may have a quarter of a megabyte. So a
+//! slice is read in pages, whose size depends on how large the events before turned out to be.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// Bytes of a slice: it ends with the page that reaches this.
-const BYTES: usize = 1 << 20;
+const SLICE_BYTES: usize = 1 << 20;
 
 /// Events of the first page, when their size is not known yet.
 const FIRST_PAGE: usize = 16;
 
-/// Reads at the same time; others wait.
-const AT_ONCE: usize = 64;
+/// Concurrent reads of this node; others wait.
+const CONCURRENT_READS: usize = 64;
 
 /// Reads logs for a node.
 #[derive(Debug)]
@@ -31,10 +31,10 @@ pub(super) struct LogReader {
 impl LogReader {
     /// A reader of this broker's logs.
     pub(super) fn new(broker: Arc<dyn Broker>) -> Self {
-        Self { broker, permits: Semaphore::new(AT_ONCE) }
+        Self { broker, permits: Semaphore::new(CONCURRENT_READS) }
     }
 
-    /// Reads a slice: consecutive events, at most `limit` and about [`BYTES`] bytes of them, and at least
+    /// Reads a slice: consecutive events, at most `limit` and about [`SLICE_BYTES`] bytes of them, and at least
     /// one if there is one.
     pub(super) async fn read(
         &self,
@@ -48,9 +48,9 @@ impl LogReader {
         let mut slice = self.broker.read(channel, range, page).await?;
         let mut got = slice.events.len();
         let mut bytes = weight(&slice);
-        while got == page && slice.events.len() < limit && bytes < BYTES {
+        while got == page && slice.events.len() < limit && bytes < SLICE_BYTES {
             let heaviest = slice.events.iter().map(|(_, event)| event.weight()).max().unwrap_or(1);
-            page = ((BYTES - bytes) / heaviest).max(1).min(limit - slice.events.len());
+            page = ((SLICE_BYTES - bytes) / heaviest).max(1).min(limit - slice.events.len());
             let Some(range) = continuation(&slice, range) else { break };
             let next = self.broker.read(channel, range, page).await?;
             got = next.events.len();
@@ -125,25 +125,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_events_come_as_many_as_were_asked_for() {
-        let (reading, channel) = log_of(1200, 10).await;
-        let forwards = reading.read(&channel, Range::After(100), 1000).await.unwrap();
+    async fn a_slice_of_small_events_has_the_requested_number() {
+        let (log_reader, channel) = log_of(1200, 10).await;
+        let forwards = log_reader.read(&channel, Range::After(100), 1000).await.unwrap();
         assert_eq!(offsets(&forwards), (101..=1100).collect::<Vec<_>>());
-        let backwards = reading.read(&channel, Range::Until(30), 1000).await.unwrap();
+        let backwards = log_reader.read(&channel, Range::Until(30), 1000).await.unwrap();
         assert_eq!(offsets(&backwards), (1..=30).rev().collect::<Vec<_>>());
     }
 
     #[tokio::test]
-    async fn large_events_end_a_reading_by_their_weight() {
-        let (reading, channel) = log_of(100, 200 << 10).await;
-        let slice = reading.read(&channel, Range::After(0), 100).await.unwrap();
+    async fn a_slice_of_large_events_ends_at_the_byte_limit() {
+        let (log_reader, channel) = log_of(100, 200 << 10).await;
+        let slice = log_reader.read(&channel, Range::After(0), 100).await.unwrap();
         assert_eq!(offsets(&slice), (1..=FIRST_PAGE as u64).collect::<Vec<_>>());
         assert_eq!(slice.head, 100);
     }
 
     #[tokio::test]
-    async fn an_empty_slice_is_one() {
-        let (reading, channel) = log_of(3, 1).await;
-        assert!(reading.read(&channel, Range::After(3), 10).await.unwrap().events.is_empty());
+    async fn a_read_after_the_head_returns_an_empty_slice() {
+        let (log_reader, channel) = log_of(3, 1).await;
+        assert!(log_reader.read(&channel, Range::After(3), 10).await.unwrap().events.is_empty());
     }
 }

@@ -75,7 +75,7 @@ pub(super) async fn run(
             let open = |transport| {
                 let channel = &channel;
                 async move {
-                    let ticket = validator.auth.pass();
+                    let ticket = validator.auth.issue_ticket();
                     let (connector, limits) = (&validator.connector, (started, max_events));
                     let position = (channel, start);
                     Box::pin(Listener::open(connector, transport, position, &ticket, limits)).await
@@ -124,7 +124,7 @@ pub(super) async fn run(
 
 /// The channels of the sessions: half read probes, the others channels with readers on this node.
 fn choose_channels(validator: &Validator, probes: &Channel, sample: usize) -> Vec<Channel> {
-    let mut active = validator.node.occupied();
+    let mut active = validator.node.reader_counts();
     active
         .retain(|(channel, readers)| *readers != 0 && !channel.is_reserved() && channel != probes);
     let mut rng = rand::rng();

@@ -38,8 +38,8 @@ impl LogEntry {
         &self.event
     }
 
-    /// Whether it is delivered.
-    pub fn is_shown(&self) -> bool {
+    /// Whether readers receive it: a repeat is suppressed.
+    pub fn is_visible(&self) -> bool {
         !self.repeat
     }
 
@@ -79,18 +79,18 @@ impl Batch {
         self.entries[self.entries.len() - 1].position
     }
 
-    /// How many entries are delivered.
-    pub fn shown(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.is_shown()).count()
+    /// How many of its entries readers receive.
+    pub fn visible_count(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.is_visible()).count()
     }
 
     /// All encodings joined, once for all readers of a format.
     pub fn joined(&self, format: WireFormat) -> &Bytes {
         self.joined.get_or_init(format, || match self.entries.as_slice() {
-            [only] if only.is_shown() => only.frame(format).bytes.clone(),
+            [only] if only.is_visible() => only.frame(format).bytes.clone(),
             entries => {
                 let mut all = BytesMut::new();
-                for entry in entries.iter().filter(|entry| entry.is_shown()) {
+                for entry in entries.iter().filter(|entry| entry.is_visible()) {
                     all.extend_from_slice(&entry.frame(format).bytes);
                 }
                 all.freeze()

@@ -95,7 +95,7 @@ impl ReaderBlock {
 
 impl fmt::Debug for ReaderBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ReaderBlock({} slot)", self.0.len())
+        write!(f, "ReaderBlock({} slots)", self.0.len())
     }
 }
 
@@ -106,9 +106,9 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct WokenReaders(Mutex<u32>);
+    struct CountingReader(Mutex<u32>);
 
-    impl Reader for WokenReaders {
+    impl Reader for CountingReader {
         fn offer(&self, _: Tag, _: &Batch) {}
 
         fn wake(&self, _: Tag) {
@@ -116,27 +116,27 @@ mod tests {
         }
     }
 
-    fn reader() -> Arc<WokenReaders> {
+    fn reader() -> Arc<CountingReader> {
         Arc::default()
     }
 
     #[test]
-    fn seats_are_given_again_and_many_rows_are_filled() {
+    fn slots_are_reused_and_several_blocks_are_filled() {
         let mut blocks = ReaderBlocks::default();
-        let slot: Vec<usize> = (0..300).map(|_| blocks.attach(reader(), 0)).collect();
-        assert_eq!(slot, (0..300).collect::<Vec<_>>());
+        let slots: Vec<usize> = (0..300).map(|_| blocks.attach(reader(), 0)).collect();
+        assert_eq!(slots, (0..300).collect::<Vec<_>>());
         assert_eq!((blocks.all().len(), blocks.len()), (3, 300));
         assert!(blocks.detach(130).is_some());
-        assert!(blocks.detach(130).is_none(), "nobody sits there any more");
+        assert!(blocks.detach(130).is_none(), "the slot is free");
         assert_eq!(blocks.attach(reader(), 0), 130);
-        for slot in slot {
+        for slot in slots {
             blocks.detach(slot);
         }
-        assert_eq!((blocks.all().len(), blocks.len()), (0, 0), "an empty hall keeps no blocks");
+        assert_eq!((blocks.all().len(), blocks.len()), (0, 0), "without readers no block is kept");
     }
 
     #[test]
-    fn who_comes_or_goes_does_not_disturb_a_row_that_was_taken() {
+    fn a_taken_block_does_not_change_when_readers_attach_or_detach() {
         let mut blocks = ReaderBlocks::default();
         let (first, second) = (reader(), reader());
         let slot = blocks.attach(first.clone(), 0);

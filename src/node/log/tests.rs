@@ -237,11 +237,11 @@ fn a_message_under_a_second_offset_keeps_its_place_and_is_not_shown() {
     log.open(at(0));
     assert_eq!(log.ingest(at(1), event(1), |_| false), Next::FanOut);
     let batch = log.next_batch().unwrap();
-    assert_eq!(batch.shown(), 1);
+    assert_eq!(batch.visible_count(), 1);
     assert!(log.next_batch().is_none());
     assert_eq!(log.ingest(at(2), event(1), |_| true), Next::FanOut);
     let batch = log.next_batch().unwrap();
-    assert_eq!((batch.ends_at(), batch.shown()), (at(2), 0));
+    assert_eq!((batch.ends_at(), batch.visible_count()), (at(2), 0));
     assert!(batch.joined(sse::ENVELOPE).is_empty());
 }
 
