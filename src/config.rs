@@ -312,14 +312,23 @@ impl ConfigError {
         if key.starts_with("auth") || key.starts_with("alerts") || key.contains("url") {
             reason = redact_quoted(&reason);
         }
-        let remedy = if reason.starts_with("unknown field") {
+        let renamed = RENAMED.iter().find(|(section, old, _)| {
+            key.starts_with(section) && reason.starts_with(&format!("unknown field `{old}`"))
+        });
+        let remedy = if let Some((section, old, new)) = renamed {
+            format!("`{section}.{old}` is now `{section}.{new}`")
+        } else if reason.starts_with("unknown field") {
             "remove it, or correct its name: config.toml in the repository lists every key"
+                .to_owned()
         } else {
-            "config.toml in the repository lists every key with its default"
+            "config.toml in the repository lists every key with its default".to_owned()
         };
-        Self { key, reason, remedy: remedy.to_owned() }
+        Self { key, reason, remedy }
     }
 }
+
+/// Keys that were renamed: their section, the old name, the new one.
+const RENAMED: [(&str, &str, &str); 1] = [("legacy.redis", "copy_out", "republish")];
 
 /// Replaces the text in double quotes, in which serde quotes the value.
 fn redact_quoted(reason: &str) -> String {

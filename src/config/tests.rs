@@ -107,3 +107,9 @@ fn lists_in_variables_are_written_as_toml() {
         "{text}"
     );
 }
+
+#[test]
+fn a_renamed_key_is_named_in_the_error_of_the_old_one() {
+    let err = Config::parse("[legacy.redis]\ncopy_out = []\n", &EnvVars::none()).unwrap_err();
+    assert_eq!(err.remedy, "`legacy.redis.copy_out` is now `legacy.redis.republish`", "{err}");
+}
