@@ -138,11 +138,11 @@ fn metrics() -> String {
                     format.\n\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n"
         .to_owned();
     let compact = source.split_whitespace().collect::<Vec<_>>().join(" ");
-    for (at, _) in compact.match_indices("in_registry") {
+    for (at, _) in compact.match_indices("registrar") {
         let before =
             compact[..at].trim_end().rsplit([' ', '(', '{', ',']).find(|word| word.ends_with(':'));
         let field = before.map_or("", |word| word.trim_end_matches(':'));
-        let call = compact[at + "in_registry".len()..].trim_start();
+        let call = compact[at + "registrar".len()..].trim_start();
         let Some((method, rest)) = call.trim_start_matches('.').split_once('(') else { continue };
         let mut texts = rest.split('"');
         let (Some(name), Some(help)) = (texts.nth(1), texts.nth(1)) else { continue };
