@@ -208,7 +208,10 @@ impl Config {
         let default = self.channels.get(DEFAULT_NAMESPACE).cloned().unwrap_or_default();
         let default = overridden(standard, &default);
         let named = self.channels.iter();
-        Permissions::new(default, named.map(|(name, c)| (name.clone(), overridden(default, c))).collect())
+        Permissions::new(
+            default,
+            named.map(|(name, c)| (name.clone(), overridden(default, c))).collect(),
+        )
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -360,7 +363,9 @@ fn override_key(table: &mut Table, name: &str, raw: &str) -> Result<(), ConfigEr
     let invalid = |reason: &str| ConfigError {
         key: format!("CROSSFADE_{name}"),
         reason: reason.to_owned(),
-        remedy: "write CROSSFADE_, the section, two underscores and the key: CROSSFADE_SERVER__LISTEN".to_owned(),
+        remedy:
+            "write CROSSFADE_, the section, two underscores and the key: CROSSFADE_SERVER__LISTEN"
+                .to_owned(),
     };
     let path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
     let [sections @ .., key] = path.as_slice() else { return Err(invalid("it names no key")) };
@@ -370,7 +375,9 @@ fn override_key(table: &mut Table, name: &str, raw: &str) -> Result<(), ConfigEr
     let mut current = table;
     for section in sections {
         let inner = current.entry(section).or_insert_with(|| Value::Table(Table::new()));
-        current = inner.as_table_mut().ok_or_else(|| invalid("a part before the last is a key, not a section"))?;
+        current = inner
+            .as_table_mut()
+            .ok_or_else(|| invalid("a part before the last is a key, not a section"))?;
     }
     current.insert(key.clone(), parse_value(&path, raw));
     Ok(())
@@ -379,7 +386,8 @@ fn override_key(table: &mut Table, name: &str, raw: &str) -> Result<(), ConfigEr
 /// The value of a variable: a string where the default is one, otherwise parsed as TOML.
 fn parse_value(path: &[String], raw: &str) -> Value {
     let defaults = Table::try_from(Config::default()).unwrap_or_default();
-    let default = path.iter().try_fold(&Value::Table(defaults), |value, key| value.get(key)).cloned();
+    let default =
+        path.iter().try_fold(&Value::Table(defaults), |value, key| value.get(key)).cloned();
     let string = Value::String(raw.to_owned());
     match (default, format!("value = {raw}").parse::<Table>()) {
         (Some(Value::String(_)), _) | (_, Err(_)) => string,

@@ -104,10 +104,12 @@ impl Gateway {
             environment: config.auth.environment.clone(),
             memory: memory::used_fraction,
         };
-        let (rollouts, messages) = Rollouts::start(&node.store(), &place, &config.rollout, background)?;
+        let (rollouts, messages) =
+            Rollouts::start(&node.store(), &place, &config.rollout, background)?;
         let legacy = Arc::new(start_legacy(&config, &node, &rollouts, &lifecycle)?);
         let listening_stopped = lifecycle.listening.stopping().clone();
-        let validation = Validator::new(Arc::clone(&auth), Arc::clone(&node), self_connector, listening_stopped);
+        let validation =
+            Validator::new(Arc::clone(&auth), Arc::clone(&node), self_connector, listening_stopped);
         let notifier = RolloutNotifier {
             alerts: Arc::clone(&alerts),
             validation: Arc::clone(&validation),
@@ -203,12 +205,17 @@ async fn shut_down(lifecycle: &Lifecycle, drain_delay: Duration, timeout: Durati
     unfinished
 }
 
-fn open_broker(config: &Config, lifecycle: &Lifecycle) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {
+fn open_broker(
+    config: &Config,
+    lifecycle: &Lifecycle,
+) -> Result<(Arc<dyn Broker>, Feed), GatewayError> {
     let retentions = Arc::new(config.retentions());
     let stage = &lifecycle.background;
     Ok(match config.broker.kind {
         BrokerKind::Memory => into_dyn(MemoryBroker::open(&config.broker.memory, retentions)?),
-        BrokerKind::Redis => into_dyn(RedisBroker::connect(&config.broker.redis, retentions, stage)?),
+        BrokerKind::Redis => {
+            into_dyn(RedisBroker::connect(&config.broker.redis, retentions, stage)?)
+        }
         BrokerKind::Postgres => {
             into_dyn(PostgresBroker::connect(&config.broker.postgres, retentions, stage)?)
         }
@@ -256,7 +263,9 @@ async fn wait_for_broker(node: &Node, timeout: Duration) -> Result<(), GatewayEr
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The listen address cannot be bound.
-    #[error("server.listen: cannot bind {listen}; choose another address or stop the process that uses it")]
+    #[error(
+        "server.listen: cannot bind {listen}; choose another address or stop the process that uses it"
+    )]
     Listen {
         /// The address.
         listen: SocketAddr,

@@ -102,5 +102,8 @@ fn lists_in_variables_are_written_as_toml() {
     let text = error("[server]\nallowed_origins = [\"a.com\"]\n", &EnvVars::none());
     assert!(text.starts_with("server.allowed_origins[0]: \"a.com\" is not an origin"), "{text}");
     let text = error("[server]\ntrusted_proxies = [\"10.0.0.0/33\"]\n", &EnvVars::none());
-    assert!(text.starts_with("server.trusted_proxies[0]: \"10.0.0.0/33\" is not a network"), "{text}");
+    assert!(
+        text.starts_with("server.trusted_proxies[0]: \"10.0.0.0/33\" is not a network"),
+        "{text}"
+    );
 }

@@ -175,7 +175,9 @@ pub async fn accept(
                 let server = Arc::clone(&server);
                 let peer = Peer(from.ip());
                 // Boxed, so that the task of a detached socket keeps little memory.
-                stage.spawn_client(Box::pin(async move { server.serve(stream, peer, permit).await }));
+                stage.spawn_client(Box::pin(
+                    async move { server.serve(stream, peer, permit).await },
+                ));
             }
             Err(err) => {
                 if let Some(failures) = failures.report(Instant::now()) {
@@ -186,7 +188,8 @@ pub async fn accept(
                         ACCEPT_REPORT_INTERVAL.as_secs()
                     );
                 }
-                let _ = tokio::time::timeout(ACCEPT_RETRY_DELAY, stage.stopping().cancelled()).await;
+                let _ =
+                    tokio::time::timeout(ACCEPT_RETRY_DELAY, stage.stopping().cancelled()).await;
             }
         }
     }
@@ -320,7 +323,8 @@ mod tests {
         let stall_timeout = Duration::from_secs(60);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        set_socket_options(&stream, Timeouts::new(&ServerConfig::default(), stall_timeout)).unwrap();
+        set_socket_options(&stream, Timeouts::new(&ServerConfig::default(), stall_timeout))
+            .unwrap();
         let kernel = SockRef::from(&stream).tcp_user_timeout().unwrap();
         assert!(kernel.is_some_and(|kernel| stall_timeout < kernel), "{kernel:?}");
     }

@@ -1,5 +1,4 @@
-//! `GET /api/migration/alerts`, and `POST /api/migration/alerts/{id}/acknowledge`: what people are
-//! told, and that one of them has seen it.
+//! Alerts: `GET /api/migration/alerts`, `POST /api/migration/alerts/{id}/acknowledge`.
 
 use axum::{
     Json,
@@ -19,12 +18,12 @@ use crate::{alert::MAX_ALERTS, auth::Scope, protocol::ErrorCode};
 #[derive(Deserialize)]
 pub(super) struct ListQuery {
     component: Option<String>,
-    /// Only those that somebody has seen, or nobody.
+    /// Only acknowledged alerts, or only those that are not.
     acknowledged: Option<bool>,
     limit: Option<usize>,
 }
 
-/// Those that are kept, the newest first.
+/// `GET /api/migration/alerts`: the stored alerts, newest first. Needs the scope `read`.
 pub(super) async fn list(
     State(app): State<AppState>,
     headers: HeaderMap,
@@ -34,26 +33,29 @@ pub(super) async fn list(
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
     let mut alerts = app.alerts.list().await?;
     alerts.retain(|alert| {
-        let named = query.component.as_ref().is_none_or(|name| *name == alert.component);
-        named && query.acknowledged.is_none_or(|seen| seen == alert.acknowledged.is_some())
+        let matches = query.component.as_ref().is_none_or(|name| *name == alert.component);
+        matches
+            && query
+                .acknowledged
+                .is_none_or(|acknowledged| acknowledged == alert.acknowledged.is_some())
     });
     alerts.truncate(query.limit.unwrap_or(MAX_ALERTS));
     Ok(Json(json!({ "alerts": alerts, "lost": app.alerts.lost() })))
 }
 
-/// Somebody has seen one.
+/// `POST /api/migration/alerts/{id}/acknowledge`: marks an alert as seen. Needs the scope `admin`.
 pub(super) async fn acknowledge(
     State(app): State<AppState>,
     headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let by = app.operator(&headers).await?;
+    let operator = app.require_operator(&headers).await?;
     let Path(id) = path?;
     let missing = || {
-        let message = format!("there is no alert {id}: only the last {MAX_ALERTS} are kept");
+        let message = format!("no such alert: {id}; only the last {MAX_ALERTS} are stored");
         ApiError::new(ErrorCode::NotFound, message)
     };
-    let found = id.parse::<Uuid>().map_err(|_| missing())?;
-    let alert = app.alerts.acknowledge(found, &by.name).await?;
+    let alert_id = id.parse::<Uuid>().map_err(|_| missing())?;
+    let alert = app.alerts.acknowledge(alert_id, &operator.name).await?;
     alert.map(|alert| Json(json!(alert))).ok_or_else(missing)
 }

@@ -20,7 +20,10 @@ impl AppState {
     ///
     /// # Errors
     /// 401 without a valid token or API key.
-    pub(super) async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Identity>, ApiError> {
+    pub(super) async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<Arc<Identity>, ApiError> {
         self.require_identity(self.identify(headers, None).await?)
     }
 
@@ -37,7 +40,11 @@ impl AppState {
 
     /// The identity of a request with a valid token, else none. Refuses and counts nothing: for
     /// requests that the legacy upstream authenticates.
-    pub(super) async fn try_identify(&self, headers: &HeaderMap, uri: &Uri) -> Option<Arc<Identity>> {
+    pub(super) async fn try_identify(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+    ) -> Option<Arc<Identity>> {
         let credential = credential(headers, uri.query())?;
         self.connections.auth.identify(&credential).await.ok()
     }
@@ -56,7 +63,8 @@ impl AppState {
     ) -> Result<Arc<Identity>, ApiError> {
         identity.ok_or_else(|| {
             self.connections.count_refused("unauthenticated");
-            let message = "authentication required: send Authorization: Bearer with a token or an API key";
+            let message =
+                "authentication required: send Authorization: Bearer with a token or an API key";
             ApiError::new(ErrorCode::Unauthorised, message)
         })
     }
@@ -70,7 +78,9 @@ impl AppState {
             None => Ok(self.connections.auth.anonymous()),
             Some(credential) => {
                 let identified = self.connections.auth.identify(&credential).await;
-                identified.map(Some).inspect_err(|_| self.connections.count_refused("invalid_token"))
+                identified
+                    .map(Some)
+                    .inspect_err(|_| self.connections.count_refused("invalid_token"))
             }
         }
     }
@@ -121,7 +131,8 @@ fn credential(headers: &HeaderMap, query: Option<&str>) -> Option<String> {
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
     });
     // A header with another scheme is an invalid credential, not an anonymous request.
-    let from_header = bearer.or_else(|| headers.contains_key(header::AUTHORIZATION).then(String::new));
+    let from_header =
+        bearer.or_else(|| headers.contains_key(header::AUTHORIZATION).then(String::new));
     from_header.or_else(|| {
         let mut pairs = form_urlencoded::parse(query?.as_bytes());
         pairs.find(|(key, _)| key == "token").map(|(_, token)| token.into_owned())

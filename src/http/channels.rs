@@ -1,4 +1,4 @@
-//! `GET /api/channels` and `GET /api/channels/{channel}/history`.
+//! Channel list and history: `GET /api/channels`, `GET /api/channels/{channel}/history`.
 
 use axum::{
     Json,
@@ -31,21 +31,21 @@ pub(super) struct ListQuery {
 #[derive(Serialize)]
 pub(super) struct List {
     node: String,
-    channels: Vec<Occupied>,
-    /// To ask on with; none at the end.
+    channels: Vec<ActiveChannel>,
+    /// The `cursor` of the next page; none on the last.
     cursor: Option<Channel>,
 }
 
 #[derive(Serialize)]
-struct Occupied {
+struct ActiveChannel {
     channel: Channel,
     subscribers: usize,
 }
 
-/// Most channels of one answer.
-const LIST_MAX: usize = 1000;
+/// Most channels of a page.
+const PAGE_MAX: usize = 1000;
 
-/// The channels that have subscribers on this node, by name.
+/// `GET /api/channels`: the channels with subscribers on this node, sorted by name, in pages.
 pub(super) async fn list(
     State(app): State<AppState>,
     headers: HeaderMap,
@@ -53,20 +53,20 @@ pub(super) async fn list(
 ) -> Result<Json<List>, ApiError> {
     app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
-    let limit = query.limit.unwrap_or(100).clamp(1, LIST_MAX);
+    let limit = query.limit.unwrap_or(100).clamp(1, PAGE_MAX);
     let prefix = query.prefix.unwrap_or_default();
     let after = query.cursor.unwrap_or_default();
-    let mut occupied = app.connections.node.occupied();
-    occupied.retain(|(channel, readers)| {
+    let mut active = app.connections.node.occupied();
+    active.retain(|(channel, readers)| {
         let name = channel.as_str();
         *readers != 0 && name.starts_with(&prefix) && after.as_str() < name
     });
-    occupied.sort_unstable();
-    let more = limit < occupied.len();
-    occupied.truncate(limit);
-    let cursor = occupied.last().filter(|_| more).map(|(channel, _)| channel.clone());
-    let show = |(channel, subscribers)| Occupied { channel, subscribers };
-    let channels = occupied.into_iter().map(show).collect();
+    active.sort_unstable();
+    let more = limit < active.len();
+    active.truncate(limit);
+    let cursor = active.last().filter(|_| more).map(|(channel, _)| channel.clone());
+    let to_json = |(channel, subscribers)| ActiveChannel { channel, subscribers };
+    let channels = active.into_iter().map(to_json).collect();
     Ok(Json(List { node: app.connections.node.name().to_string(), channels, cursor }))
 }
 
@@ -78,7 +78,8 @@ pub(super) struct HistoryQuery {
     reverse: bool,
 }
 
-/// A piece of a channel's log: behind `since`, or with `reverse` before it, the newest first.
+/// `GET /api/channels/{channel}/history`: a page of the log after `since`, oldest first; with `reverse`
+/// before `since`, newest first.
 pub(super) async fn history(
     State(app): State<AppState>,
     headers: HeaderMap,
@@ -103,13 +104,13 @@ pub(super) async fn history(
     }
     let before = since.map_or(u64::MAX, |since| since.offset.saturating_sub(1));
     let slice = app.connections.node.read(&channel, Range::Until(before), limit).await?;
-    let show =
+    let to_json =
         |(offset, event): &(u64, _)| PageEvent::new(Position::new(slice.epoch, *offset), event);
-    let nothing_before = before == 0 || slice.head == 0;
-    let complete = nothing_before || slice.events.last().is_some_and(|(first, _)| *first == 1);
+    let is_empty = before == 0 || slice.head == 0;
+    let complete = is_empty || slice.events.last().is_some_and(|(first, _)| *first == 1);
     Ok(Json(Page {
         channel,
-        events: slice.events.iter().map(show).collect(),
+        events: slice.events.iter().map(to_json).collect(),
         position: Position::new(slice.epoch, slice.head),
         complete,
     }))

@@ -194,8 +194,7 @@ mod tests {
         );
         let activity = Arc::new(ActivityClock::new(Duration::from_secs(1), Duration::from_secs(1)));
         let permit = admission.admit_socket().unwrap();
-        let mut socket =
-            DetachableSocket::new(ServerStream::Plain(stream), permit, activity);
+        let mut socket = DetachableSocket::new(ServerStream::Plain(stream), permit, activity);
         let woken = Arc::new(Woken::default());
         let waker = Arc::clone(&woken).into();
         let mut byte = [0];

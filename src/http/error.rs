@@ -1,4 +1,7 @@
-//! What a caller is told when a call fails: one shape, one place that picks the status.
+//! API errors: `{"error": {"code", "message"}}` with the status of the code, and reading request bodies
+//! within `limits.body_bytes` and `server.body_timeout`.
+//!
+//! Codes and their statuses are defined in `protocol` and documented in PROTOCOL.md.
 
 use axum::{
     Json,
@@ -15,14 +18,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::AppState;
 use crate::{broker::BrokerError, connection, protocol::ErrorCode, wire::HandshakeError};
 
-/// A failed call.
+/// The error response of a request.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ApiError {
     pub(super) code: ErrorCode,
     pub(super) message: String,
 }
 
-/// Seconds after which a caller may try again what the broker could not take.
+/// `Retry-After` of retryable errors, in seconds.
 pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 impl ApiError {
@@ -30,8 +33,8 @@ impl ApiError {
         Self { code, message: message.to_string() }
     }
 
-    /// Whether the same call may succeed later.
-    pub(super) fn passes(&self) -> bool {
+    /// Whether the same request can succeed later.
+    pub(super) fn is_retryable(&self) -> bool {
         match self.code {
             ErrorCode::Unavailable
             | ErrorCode::LimitExceeded
@@ -77,7 +80,7 @@ impl From<HandshakeError> for ApiError {
 
 impl From<PathRejection> for ApiError {
     fn from(err: PathRejection) -> Self {
-        Self::new(ErrorCode::Malformed, format!("the path: {}", err.body_text()))
+        Self::new(ErrorCode::Malformed, format!("invalid path: {}", err.body_text()))
     }
 }
 
@@ -96,11 +99,11 @@ impl IntoResponse for ApiError {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
-        if self.passes() {
+        if self.is_retryable() {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if self.code == ErrorCode::RequestTimeout {
-            // The rest of the body may still come, and is no request.
+            // The rest of the body may still arrive and would be read as a request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -109,30 +112,33 @@ impl IntoResponse for ApiError {
 
 pub(super) fn not_found(uri: &Uri) -> ApiError {
     let path = uri.path();
-    ApiError::new(ErrorCode::NotFound, format!("there is nothing at {path}"))
+    ApiError::new(ErrorCode::NotFound, format!("no such path: {path}"))
 }
 
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     let path = uri.path();
-    ApiError::new(ErrorCode::MethodNotAllowed, format!("{path} does not answer to {method}"))
+    ApiError::new(
+        ErrorCode::MethodNotAllowed,
+        format!("{path} does not support the method {method}"),
+    )
 }
 
-/// Reads a body that has to be JSON, whatever its content type says: `curl -d` says something else.
+/// Reads and parses a JSON body. The content type is ignored, as `curl -d` sends a wrong one.
 pub(super) async fn read_json<T: DeserializeOwned>(
     request: Request,
     app: &AppState,
 ) -> Result<T, ApiError> {
     let body = read_body(request, app).await?;
     serde_json::from_slice(&body)
-        .map_err(|err| ApiError::new(ErrorCode::Malformed, format!("the body: {err}")))
+        .map_err(|err| ApiError::new(ErrorCode::Malformed, format!("invalid body: {err}")))
 }
 
-/// Reads a body that is neither too large nor too slow.
+/// Reads a body of at most `limits.body_bytes` within `server.body_timeout`.
 pub(super) async fn read_body(request: Request, app: &AppState) -> Result<Bytes, ApiError> {
-    let within = app.server.body_timeout;
+    let timeout = app.server.body_timeout;
     let reading = Box::pin(read_limited(request, app.connections.limits.body_bytes));
-    tokio::time::timeout(within, reading).await.unwrap_or_else(|_| {
-        let message = format!("the body was not there within server.body_timeout = {within:?}");
+    tokio::time::timeout(timeout, reading).await.unwrap_or_else(|_| {
+        let message = format!("the body was not received within server.body_timeout = {timeout:?}");
         Err(ApiError::new(ErrorCode::RequestTimeout, message))
     })
 }
@@ -143,9 +149,9 @@ async fn read_limited(request: Request, body_bytes: usize) -> Result<Bytes, ApiE
     let read = Bytes::from_request(Request::from_parts(parts, limited), &()).await;
     read.map_err(|err| match err {
         BytesRejection::FailedToBufferBody(_) if err.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            let message = format!("the body has more than {body_bytes} bytes");
+            let message = format!("the body is larger than limits.body_bytes = {body_bytes}");
             ApiError::new(ErrorCode::TooLarge, message)
         }
-        _ => ApiError::new(ErrorCode::Malformed, format!("the body: {err}")),
+        _ => ApiError::new(ErrorCode::Malformed, format!("invalid body: {err}")),
     })
 }

@@ -1,7 +1,7 @@
-//! `/api/migration/…`: the rollouts, for operators and their tools.
+//! Rollout API for operators and their tools: `/api/migration/…`.
 //!
-//! Reading takes the scope `read`, changing the scope `admin`. What a rollout may become is decided
-//! below; here requests become changes, and refusals status codes.
+//! Reading needs the scope `read`, changes need `admin`. Requests become changes of the rollout
+//! registry, which decides whether they are valid; its errors become status codes.
 
 use axum::{
     Json,
@@ -34,67 +34,68 @@ use crate::{
     },
 };
 
-/// Lines of the journal on a page whose request names no limit, and the most of one that does.
+/// Default and largest number of journal entries of a page.
 const PAGE: usize = 100;
 const PAGE_MAX: usize = 1000;
 
-/// Bytes of a reason.
+/// Most bytes of a reason.
 const REASON_MAX: usize = 500;
 
-type Named = Result<Path<String>, PathRejection>;
+type ComponentPath = Result<Path<String>, PathRejection>;
 
-/// All rollouts.
-pub(super) async fn flags(
+/// `GET /api/migration/feature-flags`: all rollouts, and how many clients are on which side.
+pub(super) async fn list(
     State(app): State<AppState>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let registry = &app.connections.rollouts.registry;
     let now = registry.now();
-    let flags: Vec<_> = now.all().map(|standing| shown(standing)).collect();
-    let target = now.get(TRANSPORT).map_or(0.0, |standing| standing.flag.effective().percent());
+    let flags: Vec<_> = now.all().map(|record| to_json(record)).collect();
+    let target = now.get(TRANSPORT).map_or(0.0, |record| record.flag.effective().percent());
     Ok(Json(json!({
         "flags": flags,
         "figures": Figures::new(target, app.connections.rollouts.node_counts.all()),
         "environment": registry.environment(),
-        "cutOff": now.cut_off.map(|since| since.elapsed().as_millis()),
+        "storeUnreachableMs": now.cut_off.map(|since| since.elapsed().as_millis()),
     })))
 }
 
-/// One of them.
-pub(super) async fn flag(
+/// `GET /api/migration/feature-flags/{component}`: one rollout.
+pub(super) async fn get(
     State(app): State<AppState>,
     headers: HeaderMap,
-    path: Named,
+    path: ComponentPath,
 ) -> Result<Json<Value>, ApiError> {
     app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
-    let component = component(path)?;
+    let component = component_in(path)?;
     let now = app.connections.rollouts.registry.now();
-    let standing = now.get(component.as_str());
-    standing
-        .map(|standing| Json(shown(standing)))
+    let record = now.get(component.as_str());
+    record
+        .map(|record| Json(to_json(record)))
         .ok_or_else(|| ApiError::from(ChangeError::Unknown(component)))
 }
 
-/// Says how a rollout is to be, and creates it where there is none.
+/// `PUT /api/migration/feature-flags/{component}`: changes the settings of a rollout, or creates it.
 pub(super) async fn put(
     State(app): State<AppState>,
-    path: Named,
+    path: ComponentPath,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let by = app.operator(request.headers()).await?;
-    let component = component(path)?;
+    let operator = app.require_operator(request.headers()).await?;
+    let component = component_in(path)?;
     let mut fields: Map<String, Value> = parse(&read_body(request, &app).await?)?;
-    let version = field(&mut fields, "version")?;
-    let reason = reason(field(&mut fields, "reason")?)?;
-    let settings: Settings = typed(Value::Object(fields))?;
-    app.change(&component, &Change::Set(Box::new(settings)), version, Actor { reason, ..by }).await
+    let version = take_field(&mut fields, "version")?;
+    let reason = valid_reason(take_field(&mut fields, "reason")?)?;
+    let settings: Settings = parse_value(Value::Object(fields))?;
+    app.change(&component, &Change::Set(Box::new(settings)), version, Actor { reason, ..operator })
+        .await
 }
 
-/// What can be said beside a verb. Nothing has to be.
+/// The body of an action; every field is optional, and so is the body.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct Order {
+struct ActionBody {
     version: Option<u64>,
     reason: Option<String>,
     percentage: Option<Percentage>,
@@ -103,20 +104,21 @@ struct Order {
     mode: Option<Stop>,
 }
 
-/// `start`, `pause`, `resume`, `advance`, `approve`, `complete`, `rollback`, `stop`.
-pub(super) async fn order(
+/// `POST /api/migration/{action}/{component}`: `start`, `pause`, `resume`, `advance`, `approve`,
+/// `complete`, `rollback` or `stop`.
+pub(super) async fn perform_action(
     State(app): State<AppState>,
     path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let by = app.operator(request.headers()).await?;
-    let Path((verb, name)) = path?;
-    let component = named(&name)?;
+    let operator = app.require_operator(request.headers()).await?;
+    let Path((action, name)) = path?;
+    let component = parse_component(&name)?;
     let body = read_body(request, &app).await?;
-    let order: Order = if body.is_empty() { Order::default() } else { parse(&body)? };
-    let Order { version, reason: said, percentage, keep_salt, force, mode } = order;
-    let reason = reason(said)?;
-    let change = match verb.as_str() {
+    let body: ActionBody = if body.is_empty() { ActionBody::default() } else { parse(&body)? };
+    let ActionBody { version, reason, percentage, keep_salt, force, mode } = body;
+    let reason = valid_reason(reason)?;
+    let change = match action.as_str() {
         "start" => {
             let waits_for = app.waits_for(&component);
             Change::Start { percentage, keep_salt, force, waits_for }
@@ -127,57 +129,57 @@ pub(super) async fn order(
         "approve" => Change::Approve,
         "complete" => Change::Complete,
         "rollback" if reason.is_empty() => {
-            let message = "a rollback needs a \"reason\": those who come after want to know why";
+            let message = "a rollback needs a \"reason\" for the journal";
             return Err(ApiError::new(ErrorCode::Malformed, message));
         }
-        // What is stopped softly stays where it is.
+        // By default, stop leaves users where they are, and rollback moves them back.
         "stop" => Change::Stop(mode.unwrap_or(Stop::Freeze)),
         "rollback" => Change::Stop(mode.unwrap_or_default()),
         _ => {
             let message = format!(
-                "nothing can be done by {verb:?}: start, pause, resume, advance, approve, \
-                 complete, stop, rollback"
+                "no such action: {action}; use start, pause, resume, advance, approve, complete, \
+                 stop or rollback"
             );
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
     };
-    app.change(&component, &change, version, Actor { reason, ..by }).await
+    app.change(&component, &change, version, Actor { reason, ..operator }).await
 }
 
-/// All rollouts off, everybody back.
+/// `POST /api/migration/emergency-stop`: stops all rollouts; by default all users move back.
 pub(super) async fn emergency_stop(
     State(app): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let by = app.operator(request.headers()).await?;
+    let operator = app.require_operator(request.headers()).await?;
     let body = read_body(request, &app).await?;
-    let order: Order = if body.is_empty() { Order::default() } else { parse(&body)? };
-    let by = Actor { reason: reason(order.reason)?, ..by };
-    let change = Change::EmergencyStop(order.mode.unwrap_or_default());
+    let body: ActionBody = if body.is_empty() { ActionBody::default() } else { parse(&body)? };
+    let operator = Actor { reason: valid_reason(body.reason)?, ..operator };
+    let change = Change::EmergencyStop(body.mode.unwrap_or_default());
     let registry = &app.connections.rollouts.registry;
     if !registry.now().read {
-        let message =
-            "this node has not read the rollouts yet: ask another one, or again in a moment";
+        let message = "this node has not read the rollouts yet: retry, or send it to another node";
         return Err(ApiError::new(ErrorCode::Unavailable, message));
     }
-    // What is known here stops at once; what was begun elsewhere a moment ago, after a look.
-    let (mut stopped, mut kept) = (Map::new(), true);
+    // Rollouts known to this node stop at once. After a refresh, a second pass stops those that were
+    // started on other nodes a moment ago.
+    let (mut stopped, mut saved) = (Map::new(), true);
     let mut failed = Vec::new();
     for _ in 0..2 {
-        for standing in registry.now().all() {
-            let component = &standing.flag.component;
+        for record in registry.now().all() {
+            let component = &record.flag.component;
             if stopped.contains_key(component.as_str()) {
                 continue;
             }
-            match registry.change(component, &change, None, &by).await {
+            match registry.change(component, &change, None, &operator).await {
                 Ok(changed) => {
-                    kept &= changed.saved;
-                    stopped.insert(component.to_string(), shown(&changed.now));
+                    saved &= changed.saved;
+                    stopped.insert(component.to_string(), to_json(&changed.now));
                 }
                 Err(err) => failed.push(format!("{component}: {err}")),
             }
         }
-        if !kept || registry.refresh().await.is_err() {
+        if !saved || registry.refresh().await.is_err() {
             break;
         }
     }
@@ -185,20 +187,21 @@ pub(super) async fn emergency_stop(
         return Err(ApiError::new(ErrorCode::Unavailable, failed.join("; ")));
     }
     let flags: Vec<_> = stopped.into_values().collect();
-    Ok((status(kept), Json(json!({ "flags": flags, "kept": kept }))).into_response())
+    Ok((status(saved), Json(json!({ "flags": flags, "saved": saved }))).into_response())
 }
 
 #[derive(Deserialize)]
 pub(super) struct HistoryQuery {
     component: Option<String>,
-    /// Lines before this number: the `next` of the page before.
+    /// Entries before this number: the `next` of the previous page.
     before: Option<u64>,
-    /// Lines since this moment, in milliseconds since 1970.
+    /// Entries since this Unix time in milliseconds.
     since: Option<u64>,
     limit: Option<usize>,
 }
 
-/// The journal: who did what when, why, and what was measured then.
+/// `GET /api/migration/history`: the journal of changes, newest first, with who made each, why, and what
+/// was measured at the time.
 pub(super) async fn history(
     State(app): State<AppState>,
     headers: HeaderMap,
@@ -206,50 +209,51 @@ pub(super) async fn history(
 ) -> Result<Json<Value>, ApiError> {
     app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
     let Query(query) = query.map_err(|err| ApiError::new(ErrorCode::Malformed, err))?;
-    let component = query.component.as_deref().map(named).transpose()?;
+    let component = query.component.as_deref().map(parse_component).transpose()?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let before = query.before.unwrap_or(u64::MAX);
-    let lines = lines(&app, component.as_ref(), before, limit).await?;
-    let next = lines.last().filter(|_| lines.len() == limit).map(|line| line["number"].clone());
+    let entries = journal_entries(&app, component.as_ref(), before, limit).await?;
+    let next =
+        entries.last().filter(|_| entries.len() == limit).map(|entry| entry["number"].clone());
     let since = query.since.unwrap_or(0);
-    let late = |line: &&Value| since <= line["time"].as_u64().unwrap_or(0);
-    let shown: Vec<_> = lines.iter().filter(late).collect();
-    Ok(Json(json!({ "entries": shown, "next": next })))
+    let is_recent = |entry: &&Value| since <= entry["time"].as_u64().unwrap_or(0);
+    let recent: Vec<_> = entries.iter().filter(is_recent).collect();
+    Ok(Json(json!({ "entries": recent, "next": next })))
 }
 
-/// Lines of the journal as they are shown, the newest first.
-pub(super) async fn lines(
+/// Entries of the journal as JSON, newest first.
+pub(super) async fn journal_entries(
     app: &AppState,
     component: Option<&Component>,
     before: u64,
     limit: usize,
 ) -> Result<Vec<Value>, ApiError> {
-    let lines = app.connections.rollouts.registry.journal(component, before, limit).await?;
-    let shown = |(note, entry): &(Note, Option<Entry>)| {
-        let mut line = json!(entry);
-        line["number"] = json!(note.number);
-        line["component"] = json!(note.key.rsplit('/').next().unwrap_or_default());
-        line["version"] = json!(note.version);
-        line["time"] = json!(note.time);
-        line
+    let entries = app.connections.rollouts.registry.journal(component, before, limit).await?;
+    let to_json = |(note, entry): &(Note, Option<Entry>)| {
+        let mut json = json!(entry);
+        json["number"] = json!(note.number);
+        json["component"] = json!(note.key.rsplit('/').next().unwrap_or_default());
+        json["version"] = json!(note.version);
+        json["time"] = json!(note.time);
+        json
     };
-    Ok(lines.iter().map(shown).collect())
+    Ok(entries.iter().map(to_json).collect())
 }
 
 impl AppState {
-    /// Who may change rollouts, and how the journal calls them.
-    pub(super) async fn operator(&self, headers: &HeaderMap) -> Result<Actor, ApiError> {
-        let identity = self.caller(headers).await?;
-        self.allow_scope(&identity, Scope::Admin)?;
-        Ok(Actor { name: known_as(&identity), reason: String::new() })
+    /// The caller as the journal names it. Needs the scope `admin`.
+    pub(super) async fn require_operator(&self, headers: &HeaderMap) -> Result<Actor, ApiError> {
+        let identity = self.authenticate(headers).await?;
+        self.require_scope(&identity, Scope::Admin)?;
+        Ok(Actor { name: journal_name(&identity), reason: String::new() })
     }
 
-    /// What has to be completed before this one may begin.
+    /// The rollouts that must be complete before this one can start.
     fn waits_for(&self, component: &Component) -> Vec<String> {
         let now = self.connections.rollouts.registry.now();
-        let Some(standing) = now.get(component.as_str()) else { return Vec::new() };
+        let Some(record) = now.get(component.as_str()) else { return Vec::new() };
         let status = |other: &str| now.get(other).map(|other| other.flag.course.status);
-        standing.flag.schedule.waits_for(status)
+        record.flag.schedule.waits_for(status)
     }
 
     async fn change(
@@ -257,46 +261,51 @@ impl AppState {
         component: &Component,
         change: &Change,
         version: Option<u64>,
-        by: Actor,
+        operator: Actor,
     ) -> Result<Response, ApiError> {
-        let Changed { now, saved: kept, effects: acts } =
-            self.connections.rollouts.registry.change(component, change, version, &by).await?;
-        for act in acts {
-            if let Effect::Tell { urgent, text } = act {
+        let Changed { now, saved, effects } = self
+            .connections
+            .rollouts
+            .registry
+            .change(component, change, version, &operator)
+            .await?;
+        for effect in effects {
+            if let Effect::Tell { urgent, text } = effect {
                 self.alerts.raise(Alert {
                     component: component.to_string(),
                     kind: AlertKind::of_action(change.name()),
                     urgent,
-                    text: format!("{text} (by {})", by.name),
+                    text: format!("{text} (by {})", operator.name),
                     figures: None,
                 });
             }
         }
-        let mut body = shown(&now);
-        body["kept"] = json!(kept);
-        if !kept {
+        let mut body = to_json(&now);
+        body["saved"] = json!(saved);
+        if !saved {
             body["message"] = json!(
-                "stopped on this node; the store is away, so the other nodes follow when it is \
-                 back: keep this node up, or repeat the call there"
+                "stopped on this node only: the store is unreachable, and the other nodes follow \
+                 when it is back. Keep this node running, or repeat the request on each node"
             );
         }
-        Ok((status(kept), Json(body)).into_response())
+        Ok((status(saved), Json(body)).into_response())
     }
 }
 
-fn status(kept: bool) -> StatusCode {
-    if kept { StatusCode::OK } else { StatusCode::ACCEPTED }
+fn status(saved: bool) -> StatusCode {
+    if saved { StatusCode::OK } else { StatusCode::ACCEPTED }
 }
 
-fn known_as(identity: &Identity) -> String {
+/// How the journal names a caller: `key NAME`, `user ID` or `anonymous`.
+fn journal_name(identity: &Identity) -> String {
     let key = identity.name.as_ref().map(|name| format!("key {name}"));
     let user = identity.user.as_ref().map(|user| format!("user {user}"));
     key.or(user).unwrap_or_else(|| "anonymous".to_owned())
 }
 
-/// A rollout as it is shown: what everybody asks for comes first.
-pub(super) fn shown(standing: &RolloutRecord) -> Value {
-    let flag = &standing.flag;
+/// A rollout as JSON: its settings, with the state at the top level.
+pub(super) fn to_json(record: &RolloutRecord) -> Value {
+    let flag = &record.flag;
     let course = &flag.course;
     let mut value = json!(flag);
     value["status"] = json!(course.status);
@@ -305,43 +314,45 @@ pub(super) fn shown(standing: &RolloutRecord) -> Value {
     value["epoch"] = json!(course.epoch);
     value["stop"] = json!(course.stop);
     value["reason"] = json!(course.reason);
-    value["unsaved"] = json!(standing.unsaved);
+    value["unsaved"] = json!(record.unsaved);
     value
 }
 
-fn component(path: Named) -> Result<Component, ApiError> {
+fn component_in(path: ComponentPath) -> Result<Component, ApiError> {
     let Path(name) = path?;
-    named(&name)
+    parse_component(&name)
 }
 
-fn named(name: &str) -> Result<Component, ApiError> {
+fn parse_component(name: &str) -> Result<Component, ApiError> {
     name.parse().map_err(|err| ApiError::new(ErrorCode::Malformed, err))
 }
 
-fn reason(said: Option<String>) -> Result<String, ApiError> {
-    let reason = said.unwrap_or_default();
+fn valid_reason(reason: Option<String>) -> Result<String, ApiError> {
+    let reason = reason.unwrap_or_default();
     if REASON_MAX < reason.len() {
-        let message = format!("a reason may have {REASON_MAX} bytes");
+        let message = format!("\"reason\" is longer than {REASON_MAX} bytes");
         return Err(ApiError::new(ErrorCode::Malformed, message));
     }
     Ok(reason)
 }
 
-fn field<T: DeserializeOwned>(
+fn take_field<T: DeserializeOwned>(
     fields: &mut Map<String, Value>,
     name: &str,
 ) -> Result<Option<T>, ApiError> {
-    fields.remove(name).map(typed).transpose()
+    fields.remove(name).map(parse_value).transpose()
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
+fn parse_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(value)
-        .map_err(|err| ApiError::new(ErrorCode::Malformed, format!("the body: {err}")))
+        .map_err(|err| ApiError::new(ErrorCode::Malformed, format!("invalid body: {err}")))
 }
 
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
     let value = serde_json::from_slice(body);
-    typed(value.map_err(|err| ApiError::new(ErrorCode::Malformed, format!("the body: {err}")))?)
+    parse_value(
+        value.map_err(|err| ApiError::new(ErrorCode::Malformed, format!("invalid body: {err}")))?,
+    )
 }
 
 impl From<ChangeError> for ApiError {

@@ -1,4 +1,4 @@
-//! What orchestrators and Prometheus ask.
+//! Health checks and metrics: `GET /health/live`, `GET /health/ready`, `GET /metrics`.
 
 use axum::{
     Json,
@@ -11,24 +11,24 @@ use serde_json::json;
 use super::AppState;
 use crate::broker::Health;
 
-/// The process answers.
+/// Liveness: 200 while the process serves requests.
 pub(super) async fn live() -> Response {
     Json(json!({ "status": "live" })).into_response()
 }
 
-/// New clients may come: the broker is there and the node is not stopping.
+/// Readiness: 200 when the node can serve new clients, else 503 with the reason.
 pub(super) async fn ready(State(app): State<AppState>) -> Response {
     let node = app.connections.node.name();
     let reason = match app.connections.node.health() {
-        _ if app.draining.is_cancelled() => "the node is stopping".to_owned(),
+        _ if app.draining.is_cancelled() => "the node is shutting down".to_owned(),
         Health::Down { reason } => reason,
         Health::Up if !app.connections.cluster.is_synced() => {
-            "the node has not been told yet who is where".to_owned()
+            "the node has not received the presence of the cluster yet".to_owned()
         }
         Health::Up if !app.legacy.ingest_ready() => {
-            "the node does not hear yet what is PUBLISHed on legacy.redis".to_owned()
+            "the node is not subscribed to the channels of legacy.redis yet".to_owned()
         }
-        // It would send everybody to the old side.
+        // Without the rollouts, every user would be assigned to the old side.
         Health::Up if !app.connections.rollouts.registry.now().read => {
             "the node has not read the rollouts yet".to_owned()
         }
@@ -38,8 +38,9 @@ pub(super) async fn ready(State(app): State<AppState>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
-/// Counters and gauges in the Prometheus text format.
+/// All metrics in the OpenMetrics text format.
 pub(super) async fn metrics(State(app): State<AppState>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.connections.node.metrics().render()).into_response()
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], app.connections.node.metrics().render())
+        .into_response()
 }

@@ -52,7 +52,9 @@ impl FromStr for OriginRule {
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = match text.split_once("://*.") {
             _ if text == "*" => Some(Self::Any),
-            Some((scheme, parent)) => Origin::parse(&format!("{scheme}://{parent}")).map(Self::Subdomains),
+            Some((scheme, parent)) => {
+                Origin::parse(&format!("{scheme}://{parent}")).map(Self::Subdomains)
+            }
             None => Origin::parse(text).map(Self::Exact),
         };
         parsed.ok_or_else(|| {
@@ -181,8 +183,7 @@ pub(super) async fn check_origin(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if app.is_local_development()
-        && !is_loopback_host(authority(request.uri(), request.headers()))
+    if app.is_local_development() && !is_loopback_host(authority(request.uri(), request.headers()))
     {
         app.admission.count_refused(Reason::Origin);
         // A page elsewhere could resolve its own host name to this machine (DNS rebinding).

@@ -1,4 +1,5 @@
-//! Who is where, and cutting somebody off: calls that concern sessions, on whichever node they are.
+//! Presence and forced disconnects: `GET /api/channels/{channel}/presence`,
+//! `POST /api/sessions/disconnect`. Both cover all nodes of the cluster.
 
 use axum::{
     Json,
@@ -20,7 +21,7 @@ use crate::{
     protocol::{Channel, ErrorCode, Member, MemberId, SessionId, UserId},
 };
 
-/// Members of a page whose request names no limit, and the most of one that does.
+/// Default and largest number of members of a page.
 const PAGE: usize = 100;
 const PAGE_MAX: usize = 1000;
 
@@ -33,15 +34,16 @@ pub(super) struct PresenceQuery {
 #[derive(Serialize)]
 pub(super) struct Presence {
     channel: Channel,
-    /// All of them, on this page or not.
+    /// Members of the channel, on all pages.
     count: usize,
     members: Vec<std::sync::Arc<Member>>,
-    /// For the next page; none on the last.
+    /// The `cursor` of the next page; none on the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     cursor: Option<MemberId>,
 }
 
-/// Who is in a channel, cluster-wide, in pages. With `limit=0` only how many.
+/// `GET /api/channels/{channel}/presence`: the members of a channel in pages; with `limit=0` only their
+/// count.
 pub(super) async fn list(
     State(app): State<AppState>,
     headers: HeaderMap,
@@ -73,37 +75,37 @@ struct Target {
     reconnect: bool,
 }
 
-/// Bytes of a reason: it has to fit into a close frame's neighbour, not tell a story.
+/// Most bytes of a reason: a WebSocket close frame has 125 bytes, two of them for the code.
 const REASON_MAX: usize = 120;
 
-/// Cuts off a session, or all of a user's, on whichever node. The session is named by its own id or
-/// by the one that presence shows.
+/// `POST /api/sessions/disconnect`: disconnects a session, or all sessions of a user. The session is
+/// identified by its session id or by its member id in presence.
 pub(super) async fn disconnect(
     State(app): State<AppState>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
     app.require_scope(&*app.authenticate(request.headers()).await?, Scope::Admin)?;
-    let whom: Target = read_json(request, &app).await?;
-    let session = whom.session.as_deref().map(session).transpose()?;
-    if session.is_some() == whom.user.is_some() {
-        let message = "name either a \"session\" or a \"user\"";
+    let target: Target = read_json(request, &app).await?;
+    let session = target.session.as_deref().map(parse_session).transpose()?;
+    if session.is_some() == target.user.is_some() {
+        let message = "set either \"session\" or \"user\"";
         return Err(ApiError::new(ErrorCode::Malformed, message));
     }
-    if whom.reason.as_ref().is_some_and(|reason| REASON_MAX < reason.len()) {
-        let message = format!("a reason may have {REASON_MAX} bytes");
+    if target.reason.as_ref().is_some_and(|reason| REASON_MAX < reason.len()) {
+        let message = format!("\"reason\" is longer than {REASON_MAX} bytes");
         return Err(ApiError::new(ErrorCode::Malformed, message));
     }
     app.connections.cluster.disconnect(Disconnect {
         session,
-        user: whom.user,
-        reconnect: whom.reconnect,
-        reason: whom.reason.map(Into::into),
+        user: target.user,
+        reconnect: target.reconnect,
+        reason: target.reason.map(Into::into),
     });
     Ok(StatusCode::ACCEPTED)
 }
 
-fn session(raw: &str) -> Result<MemberId, ApiError> {
-    let secret = raw.parse::<SessionId>().map(MemberId::of);
-    let session = secret.or_else(|_| raw.parse::<MemberId>());
-    session.map_err(|err| ApiError::new(ErrorCode::SessionUnknown, err))
+fn parse_session(text: &str) -> Result<MemberId, ApiError> {
+    let by_session_id = text.parse::<SessionId>().map(MemberId::of);
+    let member = by_session_id.or_else(|_| text.parse::<MemberId>());
+    member.map_err(|err| ApiError::new(ErrorCode::SessionUnknown, err))
 }

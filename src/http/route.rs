@@ -1,4 +1,4 @@
-//! `GET /api/route`: which transport a client is to use, and why.
+//! Transport assignment: `GET /api/route` tells a client which transport to use, and why.
 
 use axum::{
     Json,
@@ -21,28 +21,29 @@ use crate::{
 
 #[derive(Deserialize)]
 pub(super) struct RouteQuery {
-    /// A durable id of the client, for whoever has no user.
+    /// Durable id of the client; identifies it where the token names no user.
     client: Option<String>,
-    /// What it uses at the moment.
+    /// The transport that the client uses now.
     transport: Option<String>,
 }
 
-/// What a client is told.
+/// The response.
 #[derive(Serialize)]
 struct Route {
     #[serde(flatten)]
-    first: Transport,
-    /// What to use when the first cannot be reached.
+    assigned: Transport,
+    /// The transport to use when the assigned one cannot connect.
     #[serde(skip_serializing_if = "Option::is_none")]
     fallback: Option<Transport>,
     component: &'static str,
-    /// The part in comparisons.
+    /// The cohort that the user is measured in.
     cohort: Cohort,
-    /// The place, in percent; none where nothing is split.
+    /// The user's bucket in percent: below the rollout's percentage is the new side. None without a
+    /// rollout or a user.
     #[serde(skip_serializing_if = "Option::is_none")]
     bucket: Option<f64>,
     reason: Reason,
-    /// The rollout's version; 0 where there is none.
+    /// The version of the rollout; 0 without one.
     version: u64,
 }
 
@@ -55,7 +56,8 @@ struct Transport {
 const WEBSOCKET: Transport = Transport { transport: "websocket", url: "/ws" };
 const SSE: Transport = Transport { transport: "sse", url: "/events" };
 
-pub(super) async fn route(
+/// `GET /api/route`.
+pub(super) async fn assign(
     State(app): State<AppState>,
     query: Result<Query<RouteQuery>, QueryRejection>,
     request: Request,
@@ -66,19 +68,19 @@ pub(super) async fn route(
     let user = identity.user.as_ref().map(ToString::to_string);
     let id = user.or(query.client.filter(|id| !id.is_empty()));
     let unit = id.map(|id| Unit { id, groups: identity.groups.clone() });
-    let route = decide(&app, unit.as_ref(), query.transport.as_deref());
+    let route = assignment(&app, unit.as_ref(), query.transport.as_deref());
     let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     Ok((no_store, Json(route)).into_response())
 }
 
-fn decide(app: &AppState, unit: Option<&Unit>, uses: Option<&str>) -> Route {
+fn assignment(app: &AppState, unit: Option<&Unit>, current: Option<&str>) -> Route {
     let flags = app.connections.rollouts.registry.now();
-    let Some(standing) = flags.get(TRANSPORT) else {
-        // Nothing is rolled out: the better transport is simply used. Before the first look at the
-        // store that is not known, and the old one does no harm.
-        let (first, other) = if flags.read { (WEBSOCKET, SSE) } else { (SSE, WEBSOCKET) };
+    let Some(record) = flags.get(TRANSPORT) else {
+        // Without a rollout, WebSocket is the default. Until this node has read the store it does not
+        // know whether there is one, and assigns SSE, which is always safe.
+        let (assigned, other) = if flags.read { (WEBSOCKET, SSE) } else { (SSE, WEBSOCKET) };
         return Route {
-            first,
+            assigned,
             fallback: Some(other),
             component: TRANSPORT,
             cohort: Cohort::Rest,
@@ -87,16 +89,16 @@ fn decide(app: &AppState, unit: Option<&Unit>, uses: Option<&str>) -> Route {
             version: 0,
         };
     };
-    let flag = &standing.flag;
-    // Who cannot be told from others next time belongs where everybody was before.
+    let flag = &record.flag;
+    // Without an id the assignment would change with each request, so it is the old side.
     let assignment =
         unit.map(|unit| flag.assignment(unit, app.connections.rollouts.registry.environment()));
-    let frozen = flag.course.stop == Some(Stop::Freeze) && uses != Some(WEBSOCKET.transport);
+    let frozen = flag.course.stop == Some(Stop::Freeze) && current != Some(WEBSOCKET.transport);
     let new = assignment.is_some_and(|assignment| assignment.new) && !frozen;
-    let (first, other) = if new { (WEBSOCKET, SSE) } else { (SSE, WEBSOCKET) };
+    let (assigned, other) = if new { (WEBSOCKET, SSE) } else { (SSE, WEBSOCKET) };
     Route {
-        first,
-        // The old side has nothing to fall back to: the new one is what is being tried.
+        assigned,
+        // Only the new side has a fallback: the old one must not fall back to what is on trial.
         fallback: (new && flag.fallback_enabled).then_some(other),
         component: TRANSPORT,
         cohort: assignment.map_or(Cohort::Rest, |assignment| assignment.cohort),

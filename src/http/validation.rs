@@ -1,5 +1,5 @@
-//! `POST` and `GET /api/migration/validation/{component}`: comparing both sides of a rollout, and what
-//! came of it last.
+//! Validation runs, which compare both sides of a rollout: `POST` and `GET
+//! /api/migration/validation/{component}`.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
     validation::{Outcome, SECONDS_MAX, SESSIONS_MAX, ValidationError},
 };
 
-/// What can be asked for. Nothing has to be.
+/// The request body; every field is optional, and so is the body.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct ValidationRequest {
@@ -37,58 +37,61 @@ impl Default for ValidationRequest {
     }
 }
 
-/// Compares, and answers when it is done. Who hangs up ends it.
-pub(super) async fn start(
+/// `POST`: runs a validation and answers with its outcome. Closing the request cancels the run. Needs the
+/// scope `admin`.
+pub(super) async fn run(
     State(app): State<AppState>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<Outcome>, ApiError> {
-    let by = app.operator(request.headers()).await?;
-    let component = component(path)?;
+    let operator = app.require_operator(request.headers()).await?;
+    let component = parse_component(path)?;
     let body = read_body(request, &app).await?;
-    let wrong = |message: String| ApiError::new(ErrorCode::Malformed, message);
-    let asked = match body.is_empty() {
+    let invalid = |message: String| ApiError::new(ErrorCode::Malformed, message);
+    let parameters = match body.is_empty() {
         true => ValidationRequest::default(),
-        false => serde_json::from_slice(&body).map_err(|err| wrong(format!("the body: {err}")))?,
+        false => {
+            serde_json::from_slice(&body).map_err(|err| invalid(format!("invalid body: {err}")))?
+        }
     };
-    let ValidationRequest { phase, sample_size, seconds } = asked;
+    let ValidationRequest { phase, sample_size, seconds } = parameters;
     if !(1..=SESSIONS_MAX).contains(&sample_size) {
-        return Err(wrong(format!("sampleSize is 1 to {SESSIONS_MAX}, not {sample_size}")));
+        return Err(invalid(format!("sampleSize must be 1 to {SESSIONS_MAX}, not {sample_size}")));
     }
     if !(1..=SECONDS_MAX).contains(&seconds) {
-        return Err(wrong(format!("seconds is 1 to {SECONDS_MAX}, not {seconds}")));
+        return Err(invalid(format!("seconds must be 1 to {SECONDS_MAX}, not {seconds}")));
     }
     let duration = Duration::from_secs(seconds);
     let run = app.validation.validate_phase(&component, phase, sample_size, duration);
     let outcome = Box::pin(run).await?;
-    // A schedule that waits for it goes on, or knows that it may not.
+    // A schedule that waits for a validation of this stage advances or holds.
     let registry = &app.connections.rollouts.registry;
-    if let Some(standing) = registry.now().get(component.as_str()) {
-        let stage = standing.flag.course.stage;
+    if let Some(record) = registry.now().get(component.as_str()) {
+        let stage = record.flag.course.stage;
         let change = Change::Validated { stage, differs: outcome.difference() };
-        registry.change(&component, &change, None, &by).await?;
+        registry.change(&component, &change, None, &operator).await?;
     }
     Ok(Json(outcome))
 }
 
-/// What came of it last.
-pub(super) async fn newest(
+/// `GET`: the latest outcome. Needs the scope `read`.
+pub(super) async fn latest(
     State(app): State<AppState>,
     headers: HeaderMap,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Outcome>, ApiError> {
     app.require_scope(&*app.authenticate(&headers).await?, Scope::Read)?;
-    let component = component(path)?;
+    let component = parse_component(path)?;
     let outcome = app.validation.latest(&component).await?;
     outcome.map(Json).ok_or_else(|| {
         let message = format!(
-            "{component} was not validated yet: POST to /api/migration/validation/{component}"
+            "no validation of {component} yet: POST to /api/migration/validation/{component}"
         );
         ApiError::new(ErrorCode::NotFound, message)
     })
 }
 
-fn component(path: Result<Path<String>, PathRejection>) -> Result<Component, ApiError> {
+fn parse_component(path: Result<Path<String>, PathRejection>) -> Result<Component, ApiError> {
     let Path(name) = path?;
     name.parse().map_err(|err| ApiError::new(ErrorCode::Malformed, err))
 }
