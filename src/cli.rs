@@ -1,5 +1,7 @@
-//! The command line: `serve`, `check`, `publish`, `tail`, `rollout`, `token`. Thin; `publish`, `tail` and
-//! `rollout` are clients of a running gateway and know of it what any client does.
+//! Command line: `serve`, `check`, `publish`, `tail`, `rollout`, `demo`, `token`.
+//!
+//! `serve` and `demo` run a gateway. `publish`, `tail` and `rollout` are clients of a running gateway
+//! and use only its public API.
 
 mod demo;
 mod publish;
@@ -35,36 +37,36 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway (the default).
+    /// Run the gateway (the default command).
     Serve(ServeArgs),
-    /// Read the configuration, say whether it can be, and print it as it counts.
+    /// Validate the configuration and print the settings in effect.
     Check(ServeArgs),
-    /// Publish an event, or each line of standard input.
+    /// Publish an event, or one per line of standard input.
     Publish(publish::PublishArgs),
-    /// Print the events of channels as they come.
+    /// Subscribe to channels and print their events.
     Tail(tail::TailArgs),
-    /// Move users from an old side to a new one, and back.
+    /// Control rollouts: move users from an old side to a new one by percentage, and back.
     Rollout(Box<rollout::RolloutArgs>),
-    /// Run a gateway with simulated users and a rollout, to watch it on the dashboard.
+    /// Run a gateway with simulated users and a rollout, to watch on the dashboard.
     Demo(demo::DemoArgs),
-    /// Make a token for development.
+    /// Sign a token for development.
     Token(Box<token::TokenArgs>),
 }
 
 #[derive(Args, Debug)]
 struct ServeArgs {
-    /// The settings; ./config.toml if it is there, else the defaults.
+    /// Configuration file [default: ./config.toml if it exists].
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl Cli {
-    /// Does what the arguments say.
+    /// Runs the command. Returns the exit code of the process.
     ///
     /// # Errors
-    /// With what went wrong, for a person.
+    /// When the command fails, with a message for the user.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        // Needed once per process wherever TLS is spoken; a second installation changes nothing.
+        // Required once per process before any TLS. It fails if installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         match self.command.unwrap_or(Command::Serve(self.serve)) {
             Command::Serve(args) => serve(args).await,
@@ -82,30 +84,32 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref())?;
     telemetry::init(&config.telemetry)?;
     let broker = config.broker.kind;
-    let (anonymous, here) =
-        (config.auth.allows_anonymous(), config.server.listen.ip().is_loopback());
+    let allows_anonymous = config.auth.allows_anonymous();
+    let is_loopback = config.server.listen.ip().is_loopback();
     let scheme = if config.server.tls.certificate.is_some() { "https" } else { "http" };
     let stop = lifecycle::shutdown_signal().context("signals cannot be listened for")?;
     let gateway = Gateway::bind(config).await?;
     let address = gateway.local_addr()?;
-    info!(?broker, "crossfade listens on {scheme}://{address}");
-    if anonymous {
+    info!(?broker, "listening on {scheme}://{address}");
+    if allows_anonymous {
         warn!(
-            "no token is asked for: whoever reaches this address may do what [channels] allows to \
-             anyone; set auth.environment or auth.anonymous = false before others can reach it"
+            "clients without a token are accepted and may do what [channels] allows to \"anyone\": set \
+             auth.environment, or auth.anonymous = false, before others can reach this address"
         );
     }
-    if anonymous && !here {
-        error!(%address, "and this address can be reached from other machines");
+    if allows_anonymous && !is_loopback {
+        error!(%address, "clients without a token are accepted from other machines");
     }
     if broker == BrokerKind::Memory {
-        info!("the embedded broker keeps events in this process only");
+        info!(
+            "broker.kind = \"memory\": events are lost on restart and not shared with other nodes"
+        );
     }
-    let abandoned = gateway.run(stop).await;
-    Ok(if abandoned == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let unfinished = gateway.run(stop).await;
+    Ok(if unfinished == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-#[expect(clippy::print_stdout, reason = "what the command is for")]
+#[expect(clippy::print_stdout, reason = "output of the command")]
 fn check(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref())?;
     Auth::new(&config.auth, config.permissions(), &Stage::default())?;
@@ -114,10 +118,10 @@ fn check(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where a command finds the gateway.
+/// The gateway that a client command connects to.
 #[derive(Args, Clone, Debug)]
 struct Target {
-    /// The gateway's address.
+    /// URL of the gateway.
     #[arg(
         long,
         value_name = "URL",
@@ -125,7 +129,7 @@ struct Target {
         env = "CROSSFADE_URL"
     )]
     url: String,
-    /// A token or an API key.
+    /// Token or API key.
     #[arg(long, env = "CROSSFADE_TOKEN", hide_env_values = true)]
     token: Option<Token>,
 }

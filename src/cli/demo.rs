@@ -1,7 +1,7 @@
-//! `crossfade demo`: a gateway with simulated users and a rollout from 1 %, and a fault that can be
-//! switched on, to watch it being found and turned back on the dashboard.
+//! `crossfade demo`: runs a gateway with simulated users and a rollout from SSE to WebSocket, and a fault
+//! that can be switched on, to watch the automatic rollback on the dashboard.
 //!
-//! The users are real clients over real sockets; only what they are, and their bad network, is made up.
+//! The users are real clients on real sockets; only their network faults are simulated.
 
 mod simulated_user;
 
@@ -23,7 +23,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use self::simulated_user::User;
+use self::simulated_user::SimulatedUser;
 use crate::{
     config::{Config, EnvVars},
     gateway::Gateway,
@@ -34,31 +34,31 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct DemoArgs {
-    /// How many users there are.
+    /// Number of simulated users.
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(50..=10_000))]
     users: u32,
-    /// Where the gateway listens; without it CROSSFADE_SERVER__LISTEN, or 127.0.0.1:8080.
+    /// Listen address of the gateway [default: CROSSFADE_SERVER__LISTEN, or 127.0.0.1:8080].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Switch the fault on after so many seconds, instead of by the Enter key.
+    /// Switch the fault on after this many seconds, instead of with the Enter key.
     #[arg(long, value_name = "SECONDS")]
     fault_after: Option<u64>,
-    /// End after so many seconds.
+    /// Exit after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
 }
 
-/// What all users share.
+/// Shared by all simulated users.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub(super) struct DemoState {
     addr: SocketAddr,
     http: reqwest::Client,
-    /// Three of a hundred WebSockets break each second.
+    /// While set, 3 % of the WebSocket connections fail each second.
     fault: AtomicBool,
     received: AtomicUsize,
 }
 
-/// The steps of the demo's rollout: percent, and seconds to bake.
+/// Steps of the demo's rollout: percentage and bake time in seconds.
 const STEPS: [(u32, u64); 5] = [(1, 15), (5, 15), (25, 20), (50, 20), (100, 20)];
 
 pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
@@ -71,41 +71,41 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let addr = gateway.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let stage = Stage::default();
-    let (done, ended) = oneshot::channel();
+    let (done, gateway_ended) = oneshot::channel();
     stage.spawn("gateway", async move {
-        let abandoned = gateway.run(async move { drop(stopped.await) }).await;
-        let _ = done.send(abandoned);
+        let unfinished = gateway.run(async move { drop(stopped.await) }).await;
+        let _ = done.send(unfinished);
     });
-    let crowd = Arc::new(Crowd {
+    let state = Arc::new(DemoState {
         addr,
         http: reqwest::Client::new(),
         fault: AtomicBool::new(false),
         received: AtomicUsize::new(0),
     });
-    say(&format!("the dashboard: http://{addr}/dashboard"));
-    begin(&crowd).await.context("the rollout could not be begun")?;
+    print(&format!("dashboard: http://{addr}/dashboard"));
+    start_rollout(&state).await.context("cannot start the rollout")?;
     for number in 0..args.users {
-        let (crowd, leaving) = (Arc::clone(&crowd), stage.stopping().clone());
+        let (state, stopping) = (Arc::clone(&state), stage.stopping().clone());
         stage.spawn_client(async move {
-            let user = Box::pin(User::new(number, crowd).live());
-            let _ = leaving.run_until_cancelled(user).await;
+            let user = Box::pin(SimulatedUser::new(number, state).run());
+            let _ = stopping.run_until_cancelled(user).await;
         });
     }
-    publish(&crowd, &stage);
-    say(&format!("{} users come, on SSE; the rollout begins with 1 % of them", args.users));
+    publish(&state, &stage);
+    print(&format!("{} users connect over SSE; the rollout starts with 1 %", args.users));
     match args.fault_after {
-        Some(_) => say("the fault will be switched on by itself"),
-        None => say("Enter switches a fault on and off: WebSockets that break; Ctrl-C ends it"),
+        Some(seconds) => print(&format!("the fault is switched on after {seconds} s")),
+        None => print("Enter switches a fault on or off (failing WebSockets), Ctrl-C exits"),
     }
-    watch(&crowd, &args).await?;
+    watch(&state, &args).await?;
     drop(stop);
     stage.stopping().cancel();
-    let abandoned = ended.await.unwrap_or(0);
-    Ok(if abandoned == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let unfinished = gateway_ended.await.unwrap_or(0);
+    Ok(if unfinished == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Sets the rollout up and starts it.
-async fn begin(crowd: &Crowd) -> anyhow::Result<()> {
+/// Creates the rollout and starts it.
+async fn start_rollout(state: &DemoState) -> anyhow::Result<()> {
     let step = |(percentage, bake): (u32, u64)| {
         json!({
             "percentage": percentage,
@@ -119,16 +119,16 @@ async fn begin(crowd: &Crowd) -> anyhow::Result<()> {
         "schedule": { "steps": steps, "cool_down_seconds": 0 },
         "reason": "crossfade demo",
     });
-    let flag = format!("http://{}/api/migration/feature-flags/{TRANSPORT}", crowd.addr);
-    crowd.http.put(flag).json(&settings).send().await?.error_for_status()?;
-    let start = format!("http://{}/api/migration/start/{TRANSPORT}", crowd.addr);
-    crowd.http.post(start).json(&json!({})).send().await?.error_for_status()?;
+    let flag = format!("http://{}/api/migration/feature-flags/{TRANSPORT}", state.addr);
+    state.http.put(flag).json(&settings).send().await?.error_for_status()?;
+    let start = format!("http://{}/api/migration/start/{TRANSPORT}", state.addr);
+    state.http.post(start).json(&json!({})).send().await?.error_for_status()?;
     Ok(())
 }
 
-/// Events flow: five a second, for everybody.
-fn publish(crowd: &Arc<Crowd>, stage: &Stage) {
-    let (crowd, stopping) = (Arc::clone(crowd), stage.stopping().clone());
+/// Publishes five events per second to the channel of all users.
+fn publish(state: &Arc<DemoState>, stage: &Stage) {
+    let (state, stopping) = (Arc::clone(state), stage.stopping().clone());
     stage.spawn("publisher", async move {
         let publishing = async {
             let mut tick = tokio::time::interval(Duration::from_millis(200));
@@ -136,57 +136,57 @@ fn publish(crowd: &Arc<Crowd>, stage: &Stage) {
                 tick.tick().await;
                 let event =
                     json!({ "channel": simulated_user::CHANNEL, "name": "tick", "data": number });
-                let url = format!("http://{}/api/publish", crowd.addr);
-                let _ = crowd.http.post(url).json(&event).send().await;
+                let url = format!("http://{}/api/publish", state.addr);
+                let _ = state.http.post(url).json(&event).send().await;
             }
         };
         let _ = stopping.run_until_cancelled(publishing).await;
     });
 }
 
-/// Says how it goes until it is over.
-async fn watch(crowd: &Crowd, args: &DemoArgs) -> anyhow::Result<()> {
-    let begin = Instant::now();
+/// Prints the state of the rollout when it changes, and switches the fault, until the demo ends.
+async fn watch(state: &DemoState, args: &DemoArgs) -> anyhow::Result<()> {
+    let start = Instant::now();
     let mut keys = BufReader::new(tokio::io::stdin()).lines();
-    let mut listening = args.fault_after.is_none();
+    let mut reads_keys = args.fault_after.is_none();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut interrupted = std::pin::pin!(lifecycle::shutdown_signal()?);
     let mut last = String::new();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            key = keys.next_line(), if listening => match key {
-                Ok(Some(_)) => switch(crowd, !crowd.fault.load(Ordering::Relaxed)),
-                // Nobody is at the keys.
-                Ok(None) | Err(_) => listening = false,
+            key = keys.next_line(), if reads_keys => match key {
+                Ok(Some(_)) => set_fault(state, !state.fault.load(Ordering::Relaxed)),
+                // Standard input is closed.
+                Ok(None) | Err(_) => reads_keys = false,
             },
-            () = &mut interrupted => return Ok(()),
+            () = &mut shutdown_signal => return Ok(()),
         }
-        let passed = begin.elapsed().as_secs();
-        if args.fault_after.is_some_and(|after| after <= passed)
-            && !crowd.fault.load(Ordering::Relaxed)
+        let elapsed = start.elapsed().as_secs();
+        if args.fault_after.is_some_and(|after| after <= elapsed)
+            && !state.fault.load(Ordering::Relaxed)
         {
-            switch(crowd, true);
+            set_fault(state, true);
         }
-        if args.seconds.is_some_and(|most| most <= passed) {
+        if args.seconds.is_some_and(|limit| limit <= elapsed) {
             return Ok(());
         }
-        let line = standing(crowd).await.unwrap_or_else(|err| format!("{err:#}"));
+        let line = rollout_state(state).await.unwrap_or_else(|err| format!("{err:#}"));
         if line != last {
-            say(&line);
+            print(&line);
             last = line;
         }
     }
 }
 
-fn switch(crowd: &Crowd, on: bool) {
-    crowd.fault.store(on, Ordering::Relaxed);
-    say(if on { "fault on: 3 % of the WebSockets break each second" } else { "fault off" });
+fn set_fault(state: &DemoState, on: bool) {
+    state.fault.store(on, Ordering::Relaxed);
+    print(if on { "fault on: 3 % of the WebSockets fail each second" } else { "fault off" });
 }
 
-async fn standing(crowd: &Crowd) -> anyhow::Result<String> {
-    let url = format!("http://{}/api/migration/feature-flags", crowd.addr);
-    let answer: Value = crowd.http.get(url).send().await?.json().await?;
+async fn rollout_state(state: &DemoState) -> anyhow::Result<String> {
+    let url = format!("http://{}/api/migration/feature-flags", state.addr);
+    let answer: Value = state.http.get(url).send().await?.json().await?;
     let flag = &answer["flags"][0];
     let live = answer["figures"]["liveConnectionsPercentage"].as_f64().unwrap_or(0.0);
     let text = |key: &str| flag[key].as_str().unwrap_or_default().replace('_', " ");
@@ -201,7 +201,7 @@ async fn standing(crowd: &Crowd) -> anyhow::Result<String> {
     ))
 }
 
-#[expect(clippy::print_stdout, reason = "what the command is for")]
-fn say(line: &str) {
+#[expect(clippy::print_stdout, reason = "output of the command")]
+fn print(line: &str) {
     println!("{line}");
 }

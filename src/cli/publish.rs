@@ -1,6 +1,7 @@
-//! `crossfade publish`: one event, or a line of standard input each.
+//! `crossfade publish`: publishes one event, or one per line of standard input.
 //!
-//! Every event gets its id here, so a batch whose answer was lost is sent again and stored once.
+//! Every event gets its message id here, so a batch whose response was lost can be sent again and is
+//! stored once.
 
 use std::{collections::HashMap, io::IsTerminal as _, process::ExitCode, time::Duration};
 
@@ -14,37 +15,37 @@ use crate::protocol::{Data, MessageId};
 
 #[derive(Args, Debug)]
 pub(super) struct PublishArgs {
-    /// Where to.
+    /// Channel to publish to.
     channel: String,
-    /// JSON, or text that becomes a JSON string; `-` publishes each line of standard input.
+    /// JSON, or text that is published as a JSON string; `-` publishes each line of standard input.
     data: String,
-    /// What kind of event it is.
+    /// Name of the event.
     #[arg(long)]
     name: Option<String>,
-    /// The event's id: the same id is the same event.
+    /// Message id: an event with the id of an earlier one is a duplicate [default: random].
     #[arg(long)]
     id: Option<String>,
     #[command(flatten)]
     target: Target,
 }
 
-/// Lines sent in one request.
-const BATCH: usize = 500;
+/// Most lines per request.
+const BATCH_EVENTS: usize = 500;
 
-/// Bytes of lines sent in one request.
+/// Bytes of lines after which a request is full.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Tries per batch before giving up; the pause between them doubles up to the longest.
-const TRIES: u32 = 30;
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Attempts per batch, and the first and longest pause between them; the pause doubles.
+const ATTEMPTS: u32 = 30;
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 pub(super) async fn run(args: PublishArgs) -> anyhow::Result<ExitCode> {
-    let sender = Sender::new(&args);
+    let publisher = Publisher::new(&args);
     if args.data == "-" {
-        return sender.publish_lines().await;
+        return publisher.publish_lines().await;
     }
     let id = args.id.clone().unwrap_or_else(|| MessageId::generate().to_string());
-    let outcomes = sender.send(vec![sender.event(id, &args.data)]).await?;
+    let outcomes = publisher.send(vec![publisher.event(id, &args.data)]).await?;
     for outcome in outcomes {
         match (outcome.error, outcome.position) {
             (Some(error), _) => bail!("{}: {}", error.code, error.message),
@@ -54,12 +55,12 @@ pub(super) async fn run(args: PublishArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-struct Sender<'a> {
+struct Publisher<'a> {
     http: reqwest::Client,
     args: &'a PublishArgs,
 }
 
-/// An event on its way, its data to the letter as it was given.
+/// An event of a request; its data is sent byte for byte as given.
 #[derive(Serialize)]
 struct Event<'a> {
     channel: &'a str,
@@ -69,20 +70,20 @@ struct Event<'a> {
     data: Data,
 }
 
-/// What the gateway answers for one event.
+/// The result of one event in the response.
 #[derive(Deserialize)]
 struct Outcome {
     position: Option<String>,
-    error: Option<Refusal>,
+    error: Option<ApiError>,
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ApiError {
     code: String,
     message: String,
 }
 
-impl<'a> Sender<'a> {
+impl<'a> Publisher<'a> {
     fn new(args: &'a PublishArgs) -> Self {
         Self { http: reqwest::Client::new(), args }
     }
@@ -95,7 +96,7 @@ impl<'a> Sender<'a> {
     async fn publish_lines(&self) -> anyhow::Result<ExitCode> {
         let mut lines = BufReader::with_capacity(1 << 16, tokio::io::stdin()).lines();
         let (mut stored, mut refused) = (0_usize, 0_usize);
-        let tells = std::io::stderr().is_terminal();
+        let show_progress = std::io::stderr().is_terminal();
         loop {
             let batch = self.next_batch(&mut lines).await?;
             if batch.is_empty() {
@@ -110,85 +111,86 @@ impl<'a> Sender<'a> {
                     }
                 }
             }
-            if tells {
+            if show_progress {
                 eprint!("\r{stored} published");
             }
         }
-        let end = if tells { "\r" } else { "" };
-        eprintln!("{end}{stored} published, {refused} refused");
+        let line_start = if show_progress { "\r" } else { "" };
+        eprintln!("{line_start}{stored} published, {refused} refused");
         Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// What is there, without waiting for more once there is something.
+    /// Waits for a line, then takes the lines that follow at once, up to a full batch.
     async fn next_batch(
         &self,
         lines: &mut tokio::io::Lines<BufReader<tokio::io::Stdin>>,
     ) -> anyhow::Result<Vec<Event<'a>>> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while batch.len() < BATCH && bytes < BATCH_BYTES {
+        while batch.len() < BATCH_EVENTS && bytes < BATCH_BYTES {
             let next = if batch.is_empty() {
                 lines.next_line().await
             } else {
-                // A pipe that has nothing at hand now must not hold back what came before.
-                let soon = Duration::from_millis(5);
-                match tokio::time::timeout(soon, lines.next_line()).await {
+                // The lines read so far must not wait for a slow producer.
+                let more = Duration::from_millis(5);
+                match tokio::time::timeout(more, lines.next_line()).await {
                     Ok(next) => next,
                     Err(_) => break,
                 }
             };
-            let Some(line) = next.context("standard input cannot be read")? else { break };
+            let Some(line) = next.context("cannot read standard input")? else { break };
             bytes += line.len();
             batch.push(self.event(MessageId::generate().to_string(), &line));
         }
         Ok(batch)
     }
 
-    /// Sends until there is an answer.
+    /// Sends a batch, and again until the gateway has stored or refused each event.
     async fn send(&self, events: Vec<Event<'a>>) -> anyhow::Result<Vec<Outcome>> {
         let url = self.args.target.join("/api/publish/batch");
         let body = HashMap::from([("events", events)]);
-        let mut pause = PAUSES.0;
-        let mut told = false;
-        for _ in 0..TRIES {
+        let mut pause = BACKOFF.0;
+        let mut reported = false;
+        for _ in 0..ATTEMPTS {
             let mut request = self.http.post(&url).json(&body);
             if let Some(token) = &self.args.target.token {
                 request = request.bearer_auth(token.reveal());
             }
             let failure = match request.send().await {
-                Ok(answer) if answer.status().is_success() => {
+                Ok(response) if response.status().is_success() => {
                     #[derive(Deserialize)]
                     struct Results {
                         results: Vec<Outcome>,
                     }
-                    let results: Results = answer.json().await.context("the answer is no JSON")?;
-                    if !results.results.iter().any(is_passing) {
+                    let results: Results =
+                        response.json().await.context("the response is not JSON")?;
+                    if !results.results.iter().any(is_retryable) {
                         return Ok(results.results);
                     }
-                    "the broker took only a part".to_owned()
+                    "the broker stored only a part of the batch".to_owned()
                 }
-                Ok(answer) if answer.status().is_client_error() => {
-                    bail!("{url} answered {}: {}", answer.status(), answer.text().await?);
+                Ok(response) if response.status().is_client_error() => {
+                    bail!("{url} answered {}: {}", response.status(), response.text().await?);
                 }
-                Ok(answer) => format!("{url} answered {}", answer.status()),
-                Err(err) => format!("{url} gave no answer: {err}"),
+                Ok(response) => format!("{url} answered {}", response.status()),
+                Err(err) => format!("{url} did not answer: {err}"),
             };
-            if !std::mem::replace(&mut told, true) {
-                eprintln!("{failure}; trying on with the same ids");
+            if !std::mem::replace(&mut reported, true) {
+                eprintln!("{failure}; retrying with the same message ids");
             }
-            #[expect(clippy::disallowed_methods, reason = "a pause between tries")]
+            #[expect(clippy::disallowed_methods, reason = "backoff between attempts")]
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
+            pause = (pause * 2).min(BACKOFF.1);
         }
-        bail!("{url} took nothing in {TRIES} tries: is the gateway running there?")
+        bail!("{url} stored nothing in {ATTEMPTS} attempts: is the gateway running? (--url)")
     }
 }
 
-fn is_passing(outcome: &Outcome) -> bool {
+fn is_retryable(outcome: &Outcome) -> bool {
     outcome.error.as_ref().is_some_and(|error| error.code == "unavailable")
 }
 
-#[expect(clippy::print_stdout, reason = "what the command is for")]
+#[expect(clippy::print_stdout, reason = "output of the command")]
 fn print(position: &str) {
     println!("{position}");
 }

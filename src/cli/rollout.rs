@@ -1,4 +1,4 @@
-//! `crossfade rollout`: rollouts from a shell, over the gateway's own API.
+//! `crossfade rollout`: controls rollouts through the API under `/api/migration`.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,8 +16,8 @@ use crate::rollout::{cohort::Percentage, flag::TRANSPORT, schedule::Schedule};
 #[derive(Args, Debug)]
 pub(super) struct RolloutArgs {
     #[command(subcommand)]
-    act: Act,
-    /// Print the gateway's answer as it came.
+    action: Action,
+    /// Print the response of the gateway as JSON.
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
@@ -25,118 +25,118 @@ pub(super) struct RolloutArgs {
 }
 
 #[derive(Debug, Subcommand)]
-enum Act {
-    /// Say how rollouts stand.
+enum Action {
+    /// Show all rollouts.
     Status,
-    /// Say how a rollout is to be; creates it where there is none.
-    Set(Box<Set>),
-    /// Begin, or begin anew after an end.
-    Start(Start),
-    /// Hold a rollout where it is.
-    Pause(Verb),
-    /// Go on.
-    Resume(Verb),
-    /// Do not wait for the rest of the bake time.
-    Advance(Verb),
-    /// Approve of the next step.
-    Approve(Verb),
-    /// Everybody belongs on the new side, for good.
-    Complete(Verb),
-    /// End a rollout; everybody stays where they are, unless --mode says otherwise.
-    Stop(Halt),
-    /// Turn back. Needs a reason.
-    Rollback(Halt),
-    /// All rollouts off, everybody back.
-    EmergencyStop(Emergency),
-    /// Who did what when, why, and what was measured then.
-    History(History),
+    /// Change the settings of a rollout, or create it.
+    Set(Box<SetArgs>),
+    /// Start a rollout, or restart it after its end.
+    Start(StartArgs),
+    /// Keep a rollout at its percentage.
+    Pause(CommonArgs),
+    /// Continue a paused or held rollout.
+    Resume(CommonArgs),
+    /// Go to the next step without waiting for the rest of the bake time.
+    Advance(CommonArgs),
+    /// Approve the next step.
+    Approve(CommonArgs),
+    /// Assign all users to the new side permanently.
+    Complete(CommonArgs),
+    /// Stop a rollout; users stay where they are, unless --mode says otherwise.
+    Stop(StopArgs),
+    /// Roll back: users move back to the old side. Needs --reason.
+    Rollback(StopArgs),
+    /// Stop all rollouts; by default all users move back.
+    EmergencyStop(EmergencyStopArgs),
+    /// Show the journal: who changed what, when and why.
+    History(HistoryArgs),
 }
 
 #[derive(Args, Debug)]
-struct Set {
+struct SetArgs {
     #[command(flatten)]
-    verb: Verb,
-    /// The share of users for the new side, 0 to 100.
+    common: CommonArgs,
+    /// Percentage of users on the new side, 0 to 100.
     #[arg(long, value_name = "PERCENT")]
     percentage: Option<Percentage>,
-    /// Whether it counts at all.
+    /// Whether the rollout is in effect.
     #[arg(long)]
     enabled: Option<bool>,
-    /// Whether clients may fall back to the old side.
+    /// Whether clients may fall back to the old side when the new one cannot connect.
     #[arg(long)]
     fallback: Option<bool>,
-    /// Only these environments.
+    /// Only in these environments (auth.environment). Repeatable, as are the lists below.
     #[arg(long, value_name = "NAME")]
     environment: Vec<String>,
-    /// Only users of these groups.
+    /// Only for users of these groups.
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
-    /// Users who belong on the new side whatever the percentage.
+    /// Users who are always on the new side.
     #[arg(long, value_name = "USER")]
     allow: Vec<String>,
-    /// Users who belong on the old side.
+    /// Users who are always on the old side.
     #[arg(long, value_name = "USER")]
     deny: Vec<String>,
-    /// crossfade-v1, unleash, flagd, growthbook-v2 or launchdarkly.
-    #[arg(long, value_name = "RULE")]
+    /// Bucketing algorithm: crossfade-v1, unleash, flagd, growthbook-v2 or launchdarkly.
+    #[arg(long, value_name = "NAME")]
     algorithm: Option<String>,
-    /// What a user's place is computed with.
+    /// Salt of the hash that assigns users to buckets.
     #[arg(long)]
     salt: Option<String>,
-    /// The old side, for a component that is new here.
+    /// Name of the old side, when the rollout is created.
     #[arg(long)]
     from: Option<String>,
-    /// The new side, for a component that is new here.
+    /// Name of the new side, when the rollout is created.
     #[arg(long)]
     to: Option<String>,
-    /// How it goes up: `usual` (1, 5, 25, 50, 100 % over two days), or a JSON file.
+    /// Schedule: `usual` (1, 5, 25, 50, 100 % over two days) or a JSON file.
     #[arg(long, value_name = "usual|FILE")]
     schedule: Option<String>,
-    /// What it must not do: a JSON file.
+    /// Guardrails: a JSON file.
     #[arg(long, value_name = "FILE")]
     guardrails: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
-struct Start {
+struct StartArgs {
     #[command(flatten)]
-    verb: Verb,
-    /// Begin with so many percent of the users.
+    common: CommonArgs,
+    /// Percentage of users to start with.
     #[arg(long, value_name = "PERCENT")]
     percentage: Option<Percentage>,
-    /// The same users first as the last time.
+    /// Keep the salt, so that the same users are first as the last time.
     #[arg(long)]
     keep_salt: bool,
-    /// Do not wait until it has cooled down.
+    /// Start during the cool-down after a rollback.
     #[arg(long)]
     force: bool,
 }
 
 #[derive(Args, Debug)]
-struct Halt {
+struct StopArgs {
     #[command(flatten)]
-    verb: Verb,
-    /// freeze (the default of stop), stop-and-keep, drain-back (the default of rollback) or hard.
+    common: CommonArgs,
+    /// freeze (default of stop), stop-and-keep, drain-back (default of rollback) or hard.
     #[arg(long)]
     mode: Option<String>,
 }
 
 #[derive(Args, Debug)]
-struct Verb {
-    /// What is rolled out.
+struct CommonArgs {
+    /// Component that is rolled out.
     #[arg(default_value = TRANSPORT)]
     component: String,
-    /// Why, for the journal.
+    /// Reason, for the journal.
     #[arg(long, default_value = "")]
     reason: String,
-    /// Only if the rollout still has this version.
+    /// Fail if the rollout has another version by now.
     #[arg(long)]
     version: Option<u64>,
 }
 
 #[derive(Args, Debug)]
-struct Emergency {
-    /// Why, for the journal.
+struct EmergencyStopArgs {
+    /// Reason, for the journal.
     #[arg(long, default_value = "")]
     reason: String,
     /// freeze, stop-and-keep, drain-back (the default) or hard.
@@ -145,26 +145,26 @@ struct Emergency {
 }
 
 #[derive(Args, Debug)]
-struct History {
-    /// What was rolled out; everything without it.
+struct HistoryArgs {
+    /// Component; all without it.
     component: Option<String>,
-    /// At most so many lines.
+    /// Most entries to show.
     #[arg(long, default_value_t = 20)]
     limit: usize,
 }
 
-/// A request to the gateway.
-struct Ask {
+/// A request to the API.
+struct ApiRequest {
     method: Method,
     path: String,
     body: Value,
 }
 
 pub(super) async fn run(args: RolloutArgs) -> anyhow::Result<ExitCode> {
-    let RolloutArgs { act, json, target } = args;
-    let lists = matches!(act, Act::Status);
-    let history = matches!(act, Act::History(_));
-    let Ask { method, path, body } = ask(act)?;
+    let RolloutArgs { action, json, target } = args;
+    let is_status = matches!(action, Action::Status);
+    let is_history = matches!(action, Action::History(_));
+    let ApiRequest { method, path, body } = api_request(action)?;
     let mut request = reqwest::Client::new().request(method.clone(), target.join(&path));
     if let Some(token) = &target.token {
         request = request.bearer_auth(token.reveal());
@@ -173,10 +173,10 @@ pub(super) async fn run(args: RolloutArgs) -> anyhow::Result<ExitCode> {
         request = request.json(&body);
     }
     let response = request.send().await.with_context(|| {
-        format!("the gateway at {} cannot be reached: is it running? (--url)", target.url)
+        format!("cannot connect to {}: is the gateway running? (--url)", target.url)
     })?;
     let status = response.status();
-    let answer: Value = response.json().await.context("the answer is no JSON")?;
+    let answer: Value = response.json().await.context("the response is not JSON")?;
     if !status.is_success() {
         let error = &answer["error"];
         let text = |key: &str| error[key].as_str().unwrap_or("?").to_owned();
@@ -184,12 +184,16 @@ pub(super) async fn run(args: RolloutArgs) -> anyhow::Result<ExitCode> {
     }
     if json {
         print(&serde_json::to_string_pretty(&answer)?);
-    } else if history {
-        list(&answer["entries"], line_of_journal, "nothing has been done yet");
-    } else if lists || answer["flags"].is_array() {
-        list(&answer["flags"], line, "no rollout: begin with crossfade rollout start");
+    } else if is_history {
+        print_list(&answer["entries"], journal_line, "the journal is empty");
+    } else if is_status || answer["flags"].is_array() {
+        print_list(
+            &answer["flags"],
+            rollout_line,
+            "no rollouts; create one with crossfade rollout start",
+        );
     } else {
-        print(&line(&answer));
+        print(&rollout_line(&answer));
     }
     if let Some(message) = answer["message"].as_str() {
         print(message);
@@ -197,60 +201,66 @@ pub(super) async fn run(args: RolloutArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ask(act: Act) -> anyhow::Result<Ask> {
+fn api_request(action: Action) -> anyhow::Result<ApiRequest> {
     const BASE: &str = "/api/migration";
-    let get = |path: String| Ask { method: Method::GET, path, body: Value::Null };
-    let post = |path: String, body| Ask { method: Method::POST, path, body };
-    let order = |word: &str, verb: Verb, more: Value| {
-        let component = &verb.component;
-        post(format!("{BASE}/{word}/{component}"), verb.with(more))
+    let get = |path: String| ApiRequest { method: Method::GET, path, body: Value::Null };
+    let post = |path: String, body| ApiRequest { method: Method::POST, path, body };
+    let perform = |action: &str, common: CommonArgs, fields: Value| {
+        let component = &common.component;
+        post(format!("{BASE}/{action}/{component}"), common.body_with(fields))
     };
-    Ok(match act {
-        Act::Status => get(format!("{BASE}/feature-flags")),
-        Act::Set(set) => {
-            let path = format!("{BASE}/feature-flags/{}", set.verb.component);
-            Ask { method: Method::PUT, path, body: set.into_body()? }
+    Ok(match action {
+        Action::Status => get(format!("{BASE}/feature-flags")),
+        Action::Set(set) => {
+            let path = format!("{BASE}/feature-flags/{}", set.common.component);
+            ApiRequest { method: Method::PUT, path, body: set.into_body()? }
         }
-        Act::Start(Start { verb, percentage, keep_salt, force }) => {
-            let more = json!({ "percentage": percentage, "keepSalt": keep_salt, "force": force });
-            order("start", verb, more)
+        Action::Start(StartArgs { common, percentage, keep_salt, force }) => {
+            let fields = json!({ "percentage": percentage, "keepSalt": keep_salt, "force": force });
+            perform("start", common, fields)
         }
-        Act::Pause(verb) => order("pause", verb, json!({})),
-        Act::Resume(verb) => order("resume", verb, json!({})),
-        Act::Advance(verb) => order("advance", verb, json!({})),
-        Act::Approve(verb) => order("approve", verb, json!({})),
-        Act::Complete(verb) => order("complete", verb, json!({})),
-        Act::Stop(Halt { verb, mode }) => order("stop", verb, json!({ "mode": mode })),
-        Act::Rollback(Halt { verb, .. }) if verb.reason.is_empty() => {
-            bail!("say why: crossfade rollout rollback {} --reason \"…\"", verb.component)
+        Action::Pause(common) => perform("pause", common, json!({})),
+        Action::Resume(common) => perform("resume", common, json!({})),
+        Action::Advance(common) => perform("advance", common, json!({})),
+        Action::Approve(common) => perform("approve", common, json!({})),
+        Action::Complete(common) => perform("complete", common, json!({})),
+        Action::Stop(StopArgs { common, mode }) => perform("stop", common, json!({ "mode": mode })),
+        Action::Rollback(StopArgs { common, .. }) if common.reason.is_empty() => {
+            bail!(
+                "a rollback needs a reason: crossfade rollout rollback {} --reason \"…\"",
+                common.component
+            )
         }
-        Act::Rollback(Halt { verb, mode }) => order("rollback", verb, json!({ "mode": mode })),
-        Act::EmergencyStop(Emergency { reason, mode }) => {
-            post(format!("{BASE}/emergency-stop"), some(json!({ "reason": reason, "mode": mode })))
+        Action::Rollback(StopArgs { common, mode }) => {
+            perform("rollback", common, json!({ "mode": mode }))
         }
-        Act::History(History { component, limit }) => {
-            let of = component.map(|name| format!("&component={name}")).unwrap_or_default();
-            get(format!("{BASE}/history?limit={limit}{of}"))
+        Action::EmergencyStop(EmergencyStopArgs { reason, mode }) => post(
+            format!("{BASE}/emergency-stop"),
+            without_nulls(json!({ "reason": reason, "mode": mode })),
+        ),
+        Action::History(HistoryArgs { component, limit }) => {
+            let filter = component.map(|name| format!("&component={name}")).unwrap_or_default();
+            get(format!("{BASE}/history?limit={limit}{filter}"))
         }
     })
 }
 
-impl Verb {
-    fn with(&self, more: Value) -> Value {
+impl CommonArgs {
+    fn body_with(&self, fields: Value) -> Value {
         let mut body = json!({ "version": self.version, "reason": self.reason });
-        if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
-            body.extend(more);
+        if let (Some(body), Value::Object(fields)) = (body.as_object_mut(), fields) {
+            body.extend(fields);
         }
-        some(body)
+        without_nulls(body)
     }
 }
 
-impl Set {
+impl SetArgs {
     fn into_body(self) -> anyhow::Result<Value> {
         let read = |path: &Path| -> anyhow::Result<Value> {
             let text = std::fs::read_to_string(path)
-                .with_context(|| format!("{} cannot be read", path.display()))?;
-            serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
         };
         let schedule = match self.schedule.as_deref() {
             Some("usual") => Some(serde_json::to_value(Schedule::usual())?),
@@ -258,8 +268,8 @@ impl Set {
             None => None,
         };
         let guardrails = self.guardrails.as_deref().map(read).transpose()?;
-        let named = [&self.environment, &self.group, &self.allow, &self.deny];
-        let conditions = named.iter().any(|list| !list.is_empty()).then(|| {
+        let lists = [&self.environment, &self.group, &self.allow, &self.deny];
+        let conditions = lists.iter().any(|list| !list.is_empty()).then(|| {
             json!({
                 "environment": self.environment,
                 "userGroups": self.group,
@@ -267,7 +277,7 @@ impl Set {
                 "deny": self.deny,
             })
         });
-        Ok(self.verb.with(json!({
+        Ok(self.common.body_with(json!({
             "schedule": schedule,
             "guardrails": guardrails,
             "enabled": self.enabled,
@@ -282,14 +292,14 @@ impl Set {
     }
 }
 
-/// Without the fields that nothing was said about.
-fn some(body: Value) -> Value {
+/// Removes the fields that are null.
+fn without_nulls(body: Value) -> Value {
     let Value::Object(fields) = body else { return body };
-    let said = fields.into_iter().filter(|(_, value)| !value.is_null());
-    Value::Object(said.collect::<Map<_, _>>())
+    let set = fields.into_iter().filter(|(_, value)| !value.is_null());
+    Value::Object(set.collect::<Map<_, _>>())
 }
 
-fn line(flag: &Value) -> String {
+fn rollout_line(flag: &Value) -> String {
     let text = |key: &str| flag[key].as_str().unwrap_or_default();
     let stop = flag["stop"].as_str().map(|mode| format!(", {mode}")).unwrap_or_default();
     let off = if flag["enabled"] == json!(false) { ", off" } else { "" };
@@ -308,7 +318,7 @@ fn line(flag: &Value) -> String {
     )
 }
 
-fn line_of_journal(entry: &Value) -> String {
+fn journal_line(entry: &Value) -> String {
     let text = |key: &str| entry[key].as_str().unwrap_or_default();
     let millis = entry["time"].as_u64().unwrap_or(0);
     let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(millis);
@@ -328,14 +338,14 @@ fn line_of_journal(entry: &Value) -> String {
     )
 }
 
-fn list(lines: &Value, line: impl Fn(&Value) -> String, none: &str) {
-    match lines.as_array() {
-        Some(lines) if !lines.is_empty() => lines.iter().for_each(|one| print(&line(one))),
-        _ => print(none),
+fn print_list(items: &Value, line: impl Fn(&Value) -> String, if_empty: &str) {
+    match items.as_array() {
+        Some(items) if !items.is_empty() => items.iter().for_each(|item| print(&line(item))),
+        _ => print(if_empty),
     }
 }
 
-#[expect(clippy::print_stdout, reason = "what the command is for")]
+#[expect(clippy::print_stdout, reason = "output of the command")]
 fn print(text: &str) {
     println!("{text}");
 }

@@ -1,4 +1,5 @@
-//! `crossfade tail`: prints events as they come, and goes on where it was after a break.
+//! `crossfade tail`: subscribes over WebSocket, prints events, and resumes from the last position after a
+//! reconnect.
 
 use std::{collections::BTreeMap, fmt::Display, io::Write as _, process::ExitCode, time::Duration};
 
@@ -20,26 +21,26 @@ use crate::protocol::{CloseCode, Token};
 
 #[derive(Args, Debug)]
 pub(super) struct TailArgs {
-    /// Which channels.
+    /// Channels to subscribe to.
     #[arg(required = true, value_name = "CHANNEL")]
     channels: Vec<String>,
-    /// Begin behind this position instead of now; for one channel.
+    /// Start after this position instead of now; for one channel only.
     #[arg(long, value_name = "POSITION")]
     since: Option<String>,
-    /// Print the whole event as JSON instead of channel, name and data.
+    /// Print each event as JSON instead of channel, name and data.
     #[arg(long)]
     json: bool,
-    /// Leave after so many events.
+    /// Exit after this many events.
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     #[command(flatten)]
     target: Target,
 }
 
-/// First and longest pause between two tries.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// First and longest pause between attempts to connect; the pause doubles.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// What the gateway sends, as far as it matters here.
+/// The fields of a frame that the command uses.
 #[derive(Deserialize)]
 struct Frame<'a> {
     #[serde(rename = "type")]
@@ -59,20 +60,20 @@ struct Frame<'a> {
 
 pub(super) async fn run(args: TailArgs) -> anyhow::Result<ExitCode> {
     if args.since.is_some() && args.channels.len() != 1 {
-        bail!("--since is for one channel: each channel has positions of its own");
+        bail!("--since needs exactly one channel, as each channel has its own positions");
     }
     let mut tail = Tail {
         positions: args.channels.iter().map(|c| (c.clone(), args.since.clone())).collect(),
         session: None,
         token: args.target.token.clone(),
-        left: args.count.unwrap_or(usize::MAX),
+        remaining: args.count.unwrap_or(usize::MAX),
         json: args.json,
-        pause: PAUSES.0,
+        backoff: BACKOFF.0,
     };
     let url = args.target.join("/ws").replacen("http", "ws", 1);
     let stop = crate::lifecycle::shutdown_signal()?;
     tokio::select! {
-        ended = tail.follow(&url) => ended,
+        ended = tail.run(&url) => ended,
         () = stop => Ok(ExitCode::SUCCESS),
     }
 }
@@ -82,36 +83,38 @@ struct Tail {
     positions: BTreeMap<String, Option<String>>,
     session: Option<String>,
     token: Option<Token>,
-    left: usize,
+    /// Events to print before the command exits.
+    remaining: usize,
     json: bool,
-    pause: Duration,
+    backoff: Duration,
 }
 
 type Ws = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 impl Tail {
-    async fn follow(&mut self, url: &str) -> anyhow::Result<ExitCode> {
-        while self.left != 0 {
-            match self.listen(url).await {
-                Ok(()) if self.left == 0 => break,
+    /// Connects again and again until all events are printed or reconnecting would not help.
+    async fn run(&mut self, url: &str) -> anyhow::Result<ExitCode> {
+        while self.remaining != 0 {
+            match self.run_connection(url).await {
+                Ok(()) if self.remaining == 0 => break,
                 Ok(()) => {}
-                Err(err) if err.is::<Refused>() => return Err(err),
-                Err(err) => eprintln!("{err:#}; trying on"),
+                Err(err) if err.is::<Permanent>() => return Err(err),
+                Err(err) => eprintln!("{err:#}; reconnecting"),
             }
-            #[expect(clippy::disallowed_methods, reason = "a pause between tries")]
-            tokio::time::sleep(self.pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            self.pause = (self.pause * 2).min(PAUSES.1);
+            #[expect(clippy::disallowed_methods, reason = "backoff between attempts")]
+            tokio::time::sleep(self.backoff.mul_f64(rand::random_range(0.5..1.0))).await;
+            self.backoff = (self.backoff * 2).min(BACKOFF.1);
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Listens until the connection ends.
-    async fn listen(&mut self, url: &str) -> anyhow::Result<()> {
+    /// Subscribes and prints events until the connection ends.
+    async fn run_connection(&mut self, url: &str) -> anyhow::Result<()> {
         let mut request =
-            url.into_client_request().map_err(|err| Refused(format!("{url}: {err}")))?;
+            url.into_client_request().map_err(|err| Permanent(format!("{url}: {err}")))?;
         let protocol = HeaderValue::from_static("crossfade.v1");
         request.headers_mut().insert("sec-websocket-protocol", protocol);
-        let (mut ws, _) = connect_async(request).await.map_err(|err| unreached(url, err))?;
+        let (mut ws, _) = connect_async(request).await.map_err(|err| connect_error(url, err))?;
         let token = self.token.as_ref().map(Token::reveal);
         let connect = json!({ "type": "connect", "session": self.session, "token": token });
         ws.send(Message::text(connect.to_string())).await?;
@@ -119,50 +122,53 @@ impl Tail {
             let subscribe = json!({ "type": "subscribe", "channel": channel, "since": since });
             ws.send(Message::text(subscribe.to_string())).await?;
         }
-        while self.left != 0 {
+        while self.remaining != 0 {
             let Some(message) = ws.next().await else { bail!("the connection ended") };
-            match message.context("the connection broke")? {
-                Message::Text(text) => self.hear(&mut ws, &text).await?,
-                Message::Close(frame) => return Err(closed(frame)),
+            match message.context("the connection failed")? {
+                Message::Text(text) => self.on_frame(&mut ws, &text).await?,
+                Message::Close(frame) => return Err(close_error(frame)),
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
         Ok(())
     }
 
-    async fn hear(&mut self, ws: &mut Ws, text: &str) -> anyhow::Result<()> {
-        let frame: Frame<'_> = serde_json::from_str(text).context("no frame of the protocol")?;
+    async fn on_frame(&mut self, ws: &mut Ws, text: &str) -> anyhow::Result<()> {
+        let frame: Frame<'_> =
+            serde_json::from_str(text).context("the gateway sent an invalid frame")?;
         match frame.kind.as_str() {
             "welcome" => {
                 self.session = frame.session;
-                self.pause = PAUSES.0;
+                self.backoff = BACKOFF.0;
             }
             "ping" => ws.send(Message::text(r#"{"type":"pong"}"#)).await?,
             "subscribed" => {
-                // Where something is known already, the events missed come behind this frame.
-                let known = self.positions.entry(frame.channel.unwrap_or_default()).or_default();
-                *known = known.take().or(frame.position);
+                // A known position stays: the missed events follow this frame.
+                let position = self.positions.entry(frame.channel.unwrap_or_default()).or_default();
+                *position = position.take().or(frame.position);
             }
             "event" => {
                 self.print(&frame, text)?;
-                self.left -= 1;
+                self.remaining -= 1;
                 self.positions.insert(frame.channel.unwrap_or_default(), frame.position);
             }
             "reset" => {
                 let (channel, reason) = (frame.channel.unwrap_or_default(), frame.reason);
                 let reason = reason.unwrap_or_default();
-                eprintln!("{channel}: events were missed and are gone ({reason})");
+                eprintln!(
+                    "{channel}: events were missed and are not in the log any more ({reason})"
+                );
                 self.positions.insert(channel, frame.position);
             }
-            // What it says counts more than the close code behind it, which may go either way.
+            // Its `reconnect` is more specific than the close code that follows.
             "goodbye" => {
                 let (code, reason) = (frame.code.unwrap_or_default(), frame.reason);
                 let reason = reason.unwrap_or_default();
                 if frame.reconnect == Some(false) {
-                    return Err(parted(&code, &reason).into());
+                    return Err(closed_permanently(&code, &reason).into());
                 }
-                self.pause = Duration::from_millis(frame.after.unwrap_or(0)).max(PAUSES.0);
-                bail!("the gateway says goodbye: {code} {reason}");
+                self.backoff = Duration::from_millis(frame.after.unwrap_or(0)).max(BACKOFF.0);
+                bail!("the gateway closed the connection: {code} {reason}");
             }
             "error" => {
                 let (code, message) = (frame.code.unwrap_or_default(), frame.message);
@@ -170,7 +176,7 @@ impl Tail {
                 if code == "unavailable" {
                     bail!("{message}");
                 }
-                return Err(Refused(message).into());
+                return Err(Permanent(message).into());
             }
             _ => {}
         }
@@ -190,38 +196,38 @@ impl Tail {
     }
 }
 
-/// Whether a handshake that failed is worth another try.
-fn unreached(url: &str, err: tungstenite::Error) -> anyhow::Error {
-    if let tungstenite::Error::Http(answer) = &err {
-        let status = answer.status();
-        let passes = matches!(status.as_u16(), 408 | 425 | 429) || !status.is_client_error();
-        if !passes {
-            let body = answer.body().as_deref().unwrap_or_default();
-            let said = String::from_utf8_lossy(body);
-            return Refused(format!("{url} answered {status}: {}", said.trim())).into();
+/// The error of a failed handshake; permanent for client errors (4xx) that a retry does not change.
+fn connect_error(url: &str, err: tungstenite::Error) -> anyhow::Error {
+    if let tungstenite::Error::Http(response) = &err {
+        let status = response.status();
+        let is_retryable = matches!(status.as_u16(), 408 | 425 | 429) || !status.is_client_error();
+        if !is_retryable {
+            let body = response.body().as_deref().unwrap_or_default();
+            let text = String::from_utf8_lossy(body);
+            return Permanent(format!("{url} answered {status}: {}", text.trim())).into();
         }
     }
-    anyhow::Error::new(err).context(format!("no way to {url}"))
+    anyhow::Error::new(err).context(format!("cannot connect to {url}"))
 }
 
-/// Whether a close is worth another try: the protocol's table says so, and a code that is not in it
-/// comes from something in between.
-fn closed(frame: Option<CloseFrame>) -> anyhow::Error {
+/// The error of a closed connection; permanent where the protocol's close code says so. A code that is
+/// not in the protocol comes from a proxy in between.
+fn close_error(frame: Option<CloseFrame>) -> anyhow::Error {
     let Some(CloseFrame { code, reason }) = frame else {
         return anyhow!("the gateway closed without a reason");
     };
     let known = CloseCode::ALL.into_iter().find(|known| known.number() == u16::from(code));
     match known {
-        Some(known) if !known.reconnect() => parted(&code, &reason).into(),
+        Some(known) if !known.reconnect() => closed_permanently(&code, &reason).into(),
         Some(_) | None => anyhow!("the gateway closed: {code} {reason}"),
     }
 }
 
-fn parted(code: &impl Display, reason: &str) -> Refused {
-    Refused(format!("the gateway closed: {code} {reason}; coming back would not help"))
+fn closed_permanently(code: &impl Display, reason: &str) -> Permanent {
+    Permanent(format!("the gateway closed: {code} {reason}; reconnecting would not help"))
 }
 
-/// Trying again would not help.
+/// An error after which reconnecting would not help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Refused(String);
+struct Permanent(String);

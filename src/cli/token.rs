@@ -1,5 +1,5 @@
-//! `crossfade token`: makes a token for development, signed with the first secret of the settings or
-//! with a key in a file.
+//! `crossfade token`: signs a token for development, with the first HS256 secret of `auth.keys` or with a
+//! key from a file.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -14,46 +14,46 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct TokenArgs {
-    /// Whose token it is (sub).
+    /// User id (claim `sub`).
     #[arg(long)]
     user: Option<String>,
-    /// Channels it may subscribe to, such as 'orders:*'. Several times for several.
+    /// Channels it may subscribe to, such as 'orders:*'. Repeatable, as are the options below.
     #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<Pattern>,
     /// Channels it may publish to.
     #[arg(long, value_name = "PATTERN")]
     publish: Vec<Pattern>,
-    /// Channels whose presence it may see and show itself in.
+    /// Channels whose presence it may use: see the members and be listed.
     #[arg(long, value_name = "PATTERN")]
     presence: Vec<Pattern>,
     /// Channels whose history it may read.
     #[arg(long, value_name = "PATTERN")]
     history: Vec<Pattern>,
-    /// A group of the user. Several times for several.
+    /// Group of the user, for the conditions of rollouts. Repeatable.
     #[arg(long, value_name = "NAME")]
     group: Vec<String>,
-    /// What others are shown: JSON.
+    /// Public information about the user that presence shows to others: JSON.
     #[arg(long, value_name = "JSON")]
     info: Option<serde_json::Value>,
-    /// How long it counts.
+    /// Lifetime of the token.
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     ttl: Duration,
-    /// A private key (PEM) or a secret to sign with, instead of the settings' first secret.
+    /// File with a private key (PEM) or a secret to sign with, instead of `auth.keys`.
     #[arg(long, value_name = "FILE", requires = "algorithm")]
     key_file: Option<PathBuf>,
-    /// Of the key in the file: HS256, RS256, ES256 or EdDSA.
+    /// Algorithm of the key in the file: HS256, RS256, ES256 or EdDSA.
     #[arg(long)]
     algorithm: Option<String>,
-    /// The name of the key, as it stands in the token's head.
+    /// Key id in the token's header (`kid`).
     #[arg(long)]
     kid: Option<String>,
     #[command(flatten)]
-    settings: ServeArgs,
+    config: ServeArgs,
 }
 
-#[expect(clippy::print_stdout, reason = "what the command is for")]
+#[expect(clippy::print_stdout, reason = "output of the command")]
 pub(super) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
-    let config = Config::load(args.settings.config.as_deref())?;
+    let config = Config::load(args.config.config.as_deref())?;
     let signer = match (&args.key_file, &args.algorithm) {
         (Some(file), Some(algorithm)) => Signer::from_file(file, algorithm, args.kid.clone())?,
         _ => Signer::from_config(&config.auth)?,
@@ -74,15 +74,15 @@ pub(super) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn grants(args: &TokenArgs) -> Vec<Grant> {
-    let of = |patterns: &[Pattern], verb: Verb| {
+    let grants = |patterns: &[Pattern], verb: Verb| {
         let grant = |pattern: &Pattern| Grant { pattern: pattern.clone(), verbs: vec![verb] };
         patterns.iter().map(grant).collect::<Vec<_>>()
     };
     [
-        of(&args.subscribe, Verb::Subscribe),
-        of(&args.publish, Verb::Publish),
-        of(&args.presence, Verb::Presence),
-        of(&args.history, Verb::History),
+        grants(&args.subscribe, Verb::Subscribe),
+        grants(&args.publish, Verb::Publish),
+        grants(&args.presence, Verb::Presence),
+        grants(&args.history, Verb::History),
     ]
     .concat()
 }

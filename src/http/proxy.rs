@@ -142,7 +142,7 @@ fn address(text: &str) -> Option<IpAddr> {
 
 /// Splits at separators outside of quoted strings.
 fn split(text: &str, separator: char) -> Vec<&str> {
-    let (mut pieces, mut begin) = (Vec::new(), 0);
+    let (mut pieces, mut start) = (Vec::new(), 0);
     let (mut quoted, mut escaped) = (false, false);
     for (at, c) in text.char_indices() {
         match c {
@@ -150,13 +150,13 @@ fn split(text: &str, separator: char) -> Vec<&str> {
             '\\' if quoted => escaped = true,
             '"' => quoted = !quoted,
             _ if c == separator && !quoted => {
-                pieces.push(&text[begin..at]);
-                begin = at + c.len_utf8();
+                pieces.push(&text[start..at]);
+                start = at + c.len_utf8();
             }
             _ => {}
         }
     }
-    pieces.push(&text[begin..]);
+    pieces.push(&text[start..]);
     pieces
 }
 

@@ -82,7 +82,7 @@ fn check_handshake(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, 
         || !lists(headers, header::UPGRADE, "websocket")
     {
         return refused(
-            "this address speaks WebSocket: send Connection: Upgrade, Upgrade: websocket",
+            "a WebSocket handshake is required: send Connection: Upgrade, Upgrade: websocket",
         );
     }
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {

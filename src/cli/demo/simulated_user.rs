@@ -1,4 +1,5 @@
-//! One simulated user: a client that goes where the gateway sends it, as the browser's does.
+//! A simulated user: a client that uses the transport the gateway assigns and migrates when asked, like
+//! `@crossfade/client`.
 
 use std::{
     ops::Range,
@@ -17,60 +18,64 @@ use tokio::{
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
-use super::Crowd;
+use super::DemoState;
 use crate::lifecycle;
 
-/// What everybody listens to.
+/// The channel that all users subscribe to.
 pub(super) const CHANNEL: &str = "demo";
 
-/// How often a user tells what it measured.
-const REPORT: Duration = Duration::from_secs(10);
+/// Interval of client reports.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Delays told in one report.
-const DELAYS: usize = 30;
+/// Most delays in one report.
+const MAX_DELAYS: usize = 30;
 
-/// One user.
-pub(super) struct User {
+/// A simulated user.
+pub(super) struct SimulatedUser {
     number: u32,
-    crowd: Arc<Crowd>,
+    state: Arc<DemoState>,
     session: Option<String>,
     position: Option<String>,
     events: u32,
     delays: Vec<u64>,
 }
 
-enum Carrier {
-    Ws(Box<WebSocketStream<MaybeTlsStream<TcpStream>>>),
+/// The connection of a user, by transport.
+enum UserConnection {
+    WebSocket(Box<WebSocketStream<MaybeTlsStream<TcpStream>>>),
     Sse(BufReader<TcpStream>),
 }
 
-impl User {
-    pub(super) fn new(number: u32, crowd: Arc<Crowd>) -> Self {
+impl SimulatedUser {
+    pub(super) fn new(number: u32, state: Arc<DemoState>) -> Self {
         let (events, delays) = (0, Vec::new());
-        Self { number, crowd, session: None, position: None, events, delays }
+        Self { number, state, session: None, position: None, events, delays }
     }
 
-    /// Comes, listens, breaks off and comes back.
-    pub(super) async fn live(mut self) {
+    /// Connects, receives events until the connection fails, and reconnects; forever.
+    pub(super) async fn run(mut self) {
         pause(0..5_000).await;
         loop {
-            let wanted = self.route().await.unwrap_or_else(|_| "sse".to_owned());
-            if let Ok(carrier) = self.open(&wanted, false).await {
-                self.ride(carrier).await;
+            let transport = self.route().await.unwrap_or_else(|_| "sse".to_owned());
+            if let Ok(connection) = self.open(&transport, false).await {
+                self.run_connection(connection).await;
             }
             pause(200..1_500).await;
         }
     }
 
     async fn route(&self) -> anyhow::Result<String> {
-        let Crowd { http, addr, .. } = &*self.crowd;
+        let DemoState { http, addr, .. } = &*self.state;
         let url = format!("http://{addr}/api/route?client=user-{}", self.number);
         let route: Value = http.get(url).send().await?.json().await?;
-        route["transport"].as_str().map(str::to_owned).context("a route without a transport")
+        route["transport"]
+            .as_str()
+            .map(str::to_owned)
+            .context("/api/route answered without a transport")
     }
 
-    async fn open(&mut self, transport: &str, overlap: bool) -> anyhow::Result<Carrier> {
-        let (addr, unit) = (self.crowd.addr, format!("user-{}", self.number));
+    async fn open(&mut self, transport: &str, overlap: bool) -> anyhow::Result<UserConnection> {
+        let (addr, unit) = (self.state.addr, format!("user-{}", self.number));
         if transport == "websocket" {
             let (mut ws, _) = connect_async(format!("ws://{addr}/ws")).await?;
             let connect = json!({
@@ -81,9 +86,9 @@ impl User {
                 json!({ "type": "subscribe", "channel": CHANNEL, "since": self.position });
             ws.send(Message::text(connect.to_string())).await?;
             ws.send(Message::text(subscribe.to_string())).await?;
-            let mut carrier = Carrier::Ws(Box::new(ws));
-            self.take(&carrier.next().await?);
-            return Ok(carrier);
+            let mut connection = UserConnection::WebSocket(Box::new(ws));
+            self.on_frame(&connection.next().await?);
+            return Ok(connection);
         }
         let since = self.position.as_ref().map(|at| format!("&since={at}")).unwrap_or_default();
         let session = self.session.as_ref().map(|id| format!("&session={id}")).unwrap_or_default();
@@ -92,33 +97,33 @@ impl User {
         let mut stream = TcpStream::connect(addr).await?;
         let head = format!("GET /events?{query} HTTP/1.1\r\nhost: {addr}\r\n\r\n");
         stream.write_all(head.as_bytes()).await?;
-        let mut carrier = Carrier::Sse(BufReader::with_capacity(1024, stream));
-        self.take(&carrier.next().await?);
-        Ok(carrier)
+        let mut connection = UserConnection::Sse(BufReader::with_capacity(1024, stream));
+        self.on_frame(&connection.next().await?);
+        Ok(connection)
     }
 
-    async fn ride(&mut self, mut carrier: Carrier) {
+    async fn run_connection(&mut self, mut connection: UserConnection) {
         let mut second = tokio::time::interval(Duration::from_secs(1));
-        let mut until_report = rand::rng().random_range(1..=REPORT.as_secs());
-        let mut moving: Option<(Instant, String)> = None;
+        let mut seconds_to_report = rand::rng().random_range(1..=REPORT_INTERVAL.as_secs());
+        let mut migration: Option<(Instant, String)> = None;
         loop {
             let frame = tokio::select! {
-                frame = carrier.next() => frame,
-                to = due(&mut moving) => {
-                    // What cannot move stays where it is.
+                frame = connection.next() => frame,
+                to = migration_due(&mut migration) => {
+                    // If the new connection fails, the old one stays.
                     if let Ok(next) = self.open(&to, true).await {
-                        carrier = next;
+                        connection = next;
                     }
                     continue;
                 }
                 _ = second.tick() => {
-                    if carrier.breaks(&self.crowd) {
+                    if connection.fails(&self.state) {
                         return;
                     }
-                    until_report -= 1;
-                    if until_report == 0 {
-                        until_report = REPORT.as_secs();
-                        self.report(&mut carrier).await;
+                    seconds_to_report -= 1;
+                    if seconds_to_report == 0 {
+                        seconds_to_report = REPORT_INTERVAL.as_secs();
+                        self.report(&mut connection).await;
                     }
                     continue;
                 }
@@ -129,15 +134,15 @@ impl User {
                 Some("migrate") => {
                     let within = frame["within"].as_u64().unwrap_or(0);
                     let to = frame["transport"].as_str().unwrap_or("sse").to_owned();
-                    moving = Some((Instant::now() + some(0..within.max(1)), to));
+                    migration = Some((Instant::now() + random_ms(0..within.max(1)), to));
                 }
-                Some("ping") => carrier.send(&json!({ "type": "pong" })).await,
-                _ => self.take(&frame),
+                Some("ping") => connection.send(&json!({ "type": "pong" })).await,
+                _ => self.on_frame(&frame),
             }
         }
     }
 
-    fn take(&mut self, frame: &Value) {
+    fn on_frame(&mut self, frame: &Value) {
         if let Some(session) = frame["session"].as_str() {
             self.session = Some(session.to_owned());
         }
@@ -147,34 +152,34 @@ impl User {
         };
         self.position = Some(position.to_owned());
         self.events += 1;
-        self.crowd.received.fetch_add(1, Ordering::Relaxed);
-        if self.delays.len() < DELAYS {
-            // The same machine, so the same clock; the network of a real user comes on top.
+        self.state.received.fetch_add(1, Ordering::Relaxed);
+        if self.delays.len() < MAX_DELAYS {
+            // Both clocks are this machine's; a random network delay is added.
             let network = rand::rng().random_range(5..60);
             self.delays.push(lifecycle::unix_ms().saturating_sub(time) + network);
         }
     }
 
-    async fn report(&mut self, carrier: &mut Carrier) {
+    async fn report(&mut self, connection: &mut UserConnection) {
         let delays = std::mem::take(&mut self.delays);
         let stats = json!({ "events": std::mem::take(&mut self.events), "delays": delays });
         let frame = json!({ "type": "report", "stats": stats });
-        match (carrier, &self.session) {
-            (carrier @ Carrier::Ws(_), _) => carrier.send(&frame).await,
-            (Carrier::Sse(_), Some(session)) => {
-                let url = format!("http://{}/events/{session}", self.crowd.addr);
-                let _ = self.crowd.http.post(url).json(&frame).send().await;
+        match (connection, &self.session) {
+            (connection @ UserConnection::WebSocket(_), _) => connection.send(&frame).await,
+            (UserConnection::Sse(_), Some(session)) => {
+                let url = format!("http://{}/events/{session}", self.state.addr);
+                let _ = self.state.http.post(url).json(&frame).send().await;
             }
-            (Carrier::Sse(_), None) => {}
+            (UserConnection::Sse(_), None) => {}
         }
     }
 }
 
-impl Carrier {
-    /// The next frame, as a WebSocket would say it.
+impl UserConnection {
+    /// The next frame, in the shape of the WebSocket protocol.
     async fn next(&mut self) -> anyhow::Result<Value> {
         match self {
-            Self::Ws(ws) => loop {
+            Self::WebSocket(ws) => loop {
                 match ws.next().await.context("the connection ended")?? {
                     Message::Text(text) => return Ok(serde_json::from_str(&text)?),
                     Message::Close(_) => return Err(anyhow!("the gateway closed")),
@@ -203,32 +208,32 @@ impl Carrier {
     }
 
     async fn send(&mut self, frame: &Value) {
-        if let Self::Ws(ws) = self {
+        if let Self::WebSocket(ws) = self {
             let _ = ws.send(Message::text(frame.to_string())).await;
         }
     }
 
-    /// Whether the user's network breaks it now.
-    fn breaks(&self, crowd: &Crowd) -> bool {
-        let bad = matches!(self, Self::Ws(_)) && crowd.fault.load(Ordering::Relaxed);
-        bad && rand::rng().random_range(0..100) < 3
+    /// Whether the simulated fault interrupts it in this second.
+    fn fails(&self, state: &DemoState) -> bool {
+        let has_fault = matches!(self, Self::WebSocket(_)) && state.fault.load(Ordering::Relaxed);
+        has_fault && rand::rng().random_range(0..100) < 3
     }
 }
 
-/// Where to go, once it is time.
-async fn due(moving: &mut Option<(Instant, String)>) -> String {
-    match moving {
+/// Waits for the moment to migrate; returns the transport.
+async fn migration_due(migration: &mut Option<(Instant, String)>) -> String {
+    match migration {
         Some((at, _)) => tokio::time::sleep_until(*at).await,
         None => std::future::pending().await,
     }
-    moving.take().map(|(_, to)| to).unwrap_or_default()
+    migration.take().map(|(_, to)| to).unwrap_or_default()
 }
 
-/// A user's own time, in milliseconds.
+/// Sleeps for a random time, in milliseconds.
 async fn pause(range: Range<u64>) {
-    tokio::time::sleep_until(Instant::now() + some(range)).await;
+    tokio::time::sleep_until(Instant::now() + random_ms(range)).await;
 }
 
-fn some(range: Range<u64>) -> Duration {
+fn random_ms(range: Range<u64>) -> Duration {
     Duration::from_millis(rand::rng().random_range(range))
 }

@@ -124,7 +124,7 @@ async fn spawn(vars: &[(String, String)], listen: SocketAddr) -> (Child, SocketA
     let addr = loop {
         let line = soon("the gateway says where it listens", lines.next_line()).await.unwrap();
         let line = line.expect("the gateway ended before it listened");
-        if let Some((_, addr)) = line.split_once("listens on http://") {
+        if let Some((_, addr)) = line.split_once("listening on http://") {
             let end = addr.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
             break addr[..end.unwrap_or(addr.len())].parse().unwrap();
         }
