@@ -150,7 +150,7 @@ async fn watch(state: &DemoState, args: &DemoArgs) -> anyhow::Result<()> {
     let mut keys = BufReader::new(tokio::io::stdin()).lines();
     let mut reads_keys = args.fault_after.is_none();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let mut interrupted = std::pin::pin!(lifecycle::shutdown_signal()?);
+    let mut shutdown_signal = std::pin::pin!(lifecycle::shutdown_signal()?);
     let mut last = String::new();
     loop {
         tokio::select! {

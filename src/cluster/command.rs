@@ -7,14 +7,14 @@ use crate::{presence::NodeId, protocol::MemberId};
 #[derive(Debug)]
 pub enum Command {
     /// Release a session that has a new connection.
-    Claimed {
+    Takeover {
         /// The node of the new connection.
         node: NodeId,
         /// The connection.
         claim: Claim,
     },
     /// Repeat the claims that have not been read back: they may have been lost.
-    ClaimAgain,
+    RepeatClaims,
     /// Disconnect sessions.
     Disconnect(Disconnect),
     /// Perform what a client asks for beside its stream.

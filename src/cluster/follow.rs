@@ -44,7 +44,7 @@ pub(super) async fn follow(cluster: Arc<Cluster>, commands: mpsc::Sender<Command
                         "a part of the nodes' own log was lost: all nodes send their members again"
                     );
                     cluster.log_lost();
-                    let _ = commands.send(Command::ClaimAgain).await;
+                    let _ = commands.send(Command::RepeatClaims).await;
                 }
             }
         }

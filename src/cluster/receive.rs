@@ -36,7 +36,7 @@ impl Cluster {
                 Payload::Snapshot { to, at, snapshot } if to == self.me => {
                     self.receive_snapshot(&mut state, at, snapshot);
                 }
-                Payload::Claim(claim) => commands.push(Command::Claimed { node: from, claim }),
+                Payload::Claim(claim) => commands.push(Command::Takeover { node: from, claim }),
                 Payload::Disconnect(target) => commands.push(Command::Disconnect(target)),
                 Payload::Request { number, session, frames } if from != self.me => {
                     let origin = RequestOrigin { node: from, number };
@@ -56,7 +56,7 @@ impl Cluster {
         state.position = Some(at);
         self.send_snapshots(&mut state);
         if std::mem::take(&mut state.repeat_claims) {
-            commands.push(Command::ClaimAgain);
+            commands.push(Command::RepeatClaims);
         }
         if state.subscribers.has_changes() {
             self.presence_changed.notify_one();

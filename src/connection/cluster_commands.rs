@@ -29,8 +29,8 @@ pub async fn obey(
         };
         match command {
             None => return,
-            Some(Command::Claimed { node, claim }) => release(&connections, node, claim, &stage),
-            Some(Command::ClaimAgain) => claim_again(&connections),
+            Some(Command::Takeover { node, claim }) => release(&connections, node, claim, &stage),
+            Some(Command::RepeatClaims) => claim_again(&connections),
             Some(Command::Disconnect(target)) => disconnect(&connections, &target),
             Some(Command::Perform { session, frames, origin }) => {
                 let connections = Arc::clone(&connections);

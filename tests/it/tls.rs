@@ -181,7 +181,7 @@ fn half_a_pair_of_files_is_refused_with_what_is_missing() {
     let half =
         crossfade::http::TlsConfig { certificate: Some("/nowhere/chain.pem".into()), key: None };
     let said = crossfade::http::accept::tls_acceptor(&half).map(drop).unwrap_err().to_string();
-    assert_eq!(said, "server.tls needs both certificate and key: key is missing");
+    assert_eq!(said, "server.tls.key is missing: set both certificate and key, or neither");
     let gone = crossfade::http::TlsConfig { key: Some("/nowhere/key.pem".into()), ..half };
     let said = crossfade::http::accept::tls_acceptor(&gone).map(drop).unwrap_err().to_string();
     assert!(said.starts_with("server.tls: /nowhere/chain.pem: No such file"), "{said}");
