@@ -183,7 +183,7 @@ async fn a_hard_stop_closes_connections_while_the_store_is_away() {
     let stop = json!({ "mode": "hard", "reason": "to see it" });
     let (status, answer, _) =
         fleet.apis[0].post(&format!("/api/migration/stop/{COMPONENT}"), stop).await;
-    assert_eq!((status, &answer["kept"]), (202, &json!(false)), "{answer}");
+    assert_eq!((status, &answer["saved"]), (202, &json!(false)), "{answer}");
     let frame = ws.next().await;
     assert_eq!((&frame["type"], &frame["reason"]), (&json!("goodbye"), &json!("rollback")));
     fleet.store.0.restart().await;

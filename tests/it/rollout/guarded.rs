@@ -129,7 +129,13 @@ async fn arms_of_the_wrong_sizes_hold_it() {
         (ratio["outcome"] == "violated" && ratio["demand"] == "hold").then_some(())
     })
     .await;
-    let flag = fleet.flag().await;
+    // An evaluation is published before the flag that it changes is saved.
+    let flag = eventually("the flag is held", async || {
+        let flag = fleet.flag().await;
+        let held = flag["course"]["holds"].as_array().is_some_and(|holds| !holds.is_empty());
+        held.then_some(flag)
+    })
+    .await;
     let holds = flag["course"]["holds"].to_string();
     assert_eq!(flag["status"], "running");
     assert!(holds.contains("sizes of the arms") || holds.contains("arm"), "{holds}");

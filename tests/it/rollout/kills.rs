@@ -81,7 +81,7 @@ async fn a_stop_is_ordered_while_the_store_is_away(store: impl Store + Away) {
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")), "{answer}");
     let stop = format!("/api/migration/rollback/{COMPONENT}");
     let (status, answer, _) = fleet.apis[0].post(&stop, r#"{"reason":"it burns"}"#).await;
-    assert_eq!((status, &answer["kept"]), (202, &json!(false)), "{answer}");
+    assert_eq!((status, &answer["saved"]), (202, &json!(false)), "{answer}");
     let (_, route) = fleet.apis[0].get("/api/route?client=unit-1").await;
     assert_eq!(route["transport"], "sse", "{route}");
     fleet.store.come_back().await;
